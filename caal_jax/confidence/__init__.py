@@ -1,0 +1,1 @@
+"""confidence: samples of members in; beliefs, calibrated probabilities and verdicts out."""

@@ -1,0 +1,169 @@
+"""A folder of the user's own images, or an MVTec AD category."""
+
+from pathlib import Path
+
+from caal_jax.data.case import DataSet
+from caal_jax.data.planted import planted_entries
+from caal_jax.data.readers import SUFFIXES, existing_folder, file_entry, image_files, stem_of
+from caal_jax.data.split import MIN_TRAIN, hold_out
+from caal_jax.errors import InputError
+
+TRAIN_FOLDERS = ("normal", "train/good")
+NORMAL_NAMES = ("good", "normal")
+LAYOUT = "Put healthy images into normal/ (or train/good/), test images into test/<class>/."
+
+
+def folder(root, *, slice_axis=2, validation_fraction=0.2, seed=0):
+    """Images in folders named by class.
+
+    Training: `normal/` or MVTec's `train/good/`, any mix of supported formats, searched to any
+    depth; files in the same sub-folder count as one patient, unless there is one sub-folder only.
+    Test: `test/good/` (or `test/normal/`) and one folder per kind of anomaly, with masks at
+    `ground_truth/<kind>/<stem>_mask.*`, `test/<kind>_mask/<stem>.*`, or `<stem>_mask.*` beside
+    the image. Without `test/`, a share of the healthy images is held out and gets planted
+    anomalies (`stamp` says so).
+    slice_axis: the axis of NIfTI volumes that is cut into slices.
+    Raises: InputError if the folder is missing or holds fewer than two training images.
+    """
+    root = existing_folder(root, where="data_dir", remedy=LAYOUT)
+    home = _train_folder(root)
+    paths = [path for path in image_files(home) if not _is_mask(path)]
+    if len(paths) < MIN_TRAIN:
+        raise InputError(
+            home,
+            found=f"{len(paths)} image{'s' * (len(paths) != 1)}",
+            expected=f"at least {MIN_TRAIN} healthy images",
+            remedy=LAYOUT,
+        )
+    ids = case_ids(paths, home)
+    patients = _patients(paths, home, ids)
+    entries = {
+        path: file_entry(path, case_id=ids[path], patient=patients[path], slice_axis=slice_axis)
+        for path in paths
+    }
+
+    def pick(names):
+        return [entries[path] for path in paths if patients[path] in names]
+
+    everyone = set(patients.values())
+    validation = hold_out(everyone, fraction=validation_fraction, seed=seed)
+    train = everyone - validation
+    notes = []
+    if not validation:
+        notes.append(f"{home.name}/ is too small to hold images out for validation.")
+    if (root / "test").is_dir():
+        test, test_has_masks, stamp = *_test_entries(root, slice_axis, notes), ""
+    else:
+        held_out = hold_out(train, fraction=validation_fraction, seed=seed + 1)
+        train -= held_out
+        test, test_has_masks = planted_entries(pick(held_out), seed=seed), True
+        stamp = "planted"
+        notes.append(f"No test/ folder: anomalies are planted into {len(test)} held-out images.")
+    return DataSet(
+        name=root.resolve().name,
+        train=pick(train),
+        validation=pick(validation),
+        test=test,
+        stamp=stamp,
+        test_has_masks=test_has_masks,
+        notes=tuple(notes),
+    )
+
+
+def _train_folder(root):
+    for name in TRAIN_FOLDERS:
+        if (root / name).is_dir():
+            return root / name
+    names = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+    raise InputError(
+        f"data_dir {root}",
+        found=f"neither normal/ nor train/good/, but {', '.join(names[:8]) or 'an empty folder'}",
+        expected="one of the two",
+        remedy=LAYOUT,
+    )
+
+
+def _test_entries(root, slice_axis, notes):
+    """The entries of `test/`, and whether any abnormal one has a mask."""
+    home = root / "test"
+    paths = [path for path in image_files(home) if not _is_mask(path)]
+    ids = case_ids(paths, home)
+    entries, num_abnormal, num_masks = [], 0, 0
+    for path in paths:
+        inner = path.relative_to(home)
+        kind = inner.parts[0]
+        if len(inner.parts) == 1:
+            raise InputError(
+                path,
+                found="an image directly in test/",
+                expected="a folder that names its class",
+                remedy="Put it into test/good/ or test/<kind of anomaly>/.",
+            )
+        if kind.lower().endswith(("_mask", "_masks")):
+            continue
+        normal = kind.lower() in NORMAL_NAMES
+        masks = () if normal else _masks_of(root, path, inner)
+        num_abnormal += not normal
+        num_masks += bool(masks)
+        entries.append(
+            file_entry(
+                path,
+                case_id=ids[path],
+                patient=f"test/{ids[path]}",
+                label=0 if normal else 1,
+                kind="normal" if normal else kind,
+                masks=masks,
+                slice_axis=slice_axis,
+            )
+        )
+    if not entries:
+        raise InputError(home, found="no image", expected="test images by class", remedy=LAYOUT)
+    if num_masks < num_abnormal:
+        notes.append(
+            f"{num_abnormal - num_masks} of {num_abnormal} abnormal test images have no mask and "
+            "count for image scores only."
+        )
+    return entries, num_masks > 0
+
+
+def _masks_of(root, path, inner):
+    kind, stem = inner.parts[0], stem_of(path)
+    # Sub-folders below the class are repeated below the mask folder.
+    below = Path(*inner.parts[1:-1])
+    places = [
+        (root / "ground_truth" / kind / below, (f"{stem}_mask", stem)),
+        (root / "test" / f"{kind}_mask" / below, (stem, f"{stem}_mask")),
+        (root / "test" / f"{kind}_masks" / below, (stem, f"{stem}_mask")),
+        (path.parent, (f"{stem}_mask",)),
+    ]
+    for parent, stems in places:
+        for mask_stem in stems:
+            for suffix in SUFFIXES:
+                mask = parent / f"{mask_stem}{suffix}"
+                if mask.is_file():
+                    return (mask,)
+    return ()
+
+
+def _is_mask(path):
+    return stem_of(path).endswith("_mask")
+
+
+def case_ids(paths, home):
+    """One id per file, fit for a file name: its path below `home` without suffix, joined by -."""
+    ids = {}
+    for path in paths:
+        inner = path.relative_to(home)
+        name = "-".join((*inner.parts[:-1], stem_of(path)))
+        # a.png and a.jpg, or a/b.png and a-b.png, would overwrite each other's maps.
+        ids[path] = name if name not in ids.values() else f"{name}-{len(ids)}"
+    return ids
+
+
+def _patients(paths, home, ids):
+    first = {path: path.relative_to(home).parts for path in paths}
+    folders = {parts[0] for parts in first.values() if len(parts) > 1}
+    if len(folders) < MIN_TRAIN:
+        return dict(ids)
+    # A loose file keeps its own id, told apart from a folder of the same name.
+    return {path: f"{parts[0]}/" if len(parts) > 1 else ids[path] for path, parts in first.items()}

@@ -1,0 +1,59 @@
+"""Every field of a training config with its default; files in configs/ change a few of them."""
+
+from types import SimpleNamespace
+
+from ml_collections import ConfigDict, config_dict
+
+
+def training_config():
+    """The default: a folder of healthy 2-D images, a CPU-sized network, three members."""
+    config = ConfigDict()
+    config.seed = 0
+
+    # Data: what is read and how it is brought to one size.
+    config.dataset = "folder"  # mood, folder, busi or lgg
+    config.data_dir = ""  # mood: "" means the built-in phantom
+    config.validation_fraction = 0.2  # of the healthy patients; never trained on
+    config.image_size = 128  # side in pixels of what the network sees
+    config.foreground_threshold = 0.05  # of the robust intensity range
+
+    # The synthetic anomalies, made on the device inside the training step.
+    config.task = "pii"  # fpi, pii or probabilistic_pii
+    config.equalise = "preprocess"  # preprocess (histogram-equalise every image) or none
+    config.equalise_foreground = True  # histogram of the foreground alone, background stays 0
+    config.clean_fraction = 0.25  # of each batch is left healthy, with an empty label
+
+    # The localiser.
+    config.localiser = "unet"
+    config.width = 16  # channels of the first level
+    config.depth = 4  # levels
+    config.dropout = 0.0  # > 0 and num_samples > 1: Monte Carlo dropout
+    config.std_weight = 1.0  # weight of the std head's loss
+
+    # Training.
+    config.num_members = 3  # of the deep ensemble
+    config.num_steps = 1000
+    config.batch_size = 16  # per member
+    config.learning_rate = 2e-3  # peak; linear warm-up, cosine decay to zero
+    config.warmup_steps = 50
+    config.weight_decay = 1e-4
+    config.log_steps = 20
+    config.checkpoint_steps = 250
+
+    # Confidence and evaluation.
+    config.num_samples = 2  # per member, from the std head and dropout
+    config.score_fraction = 0.01  # image score: mean of this top share of the foreground
+    config.false_positive_rate = 0.05  # of the image threshold, on held-out healthy cases
+    config.abstain_z = 1.0  # abstain where the threshold is this close, in stds of the score
+    config.num_resamples = 1000  # bootstrap
+    return config
+
+
+def when_given(field, given, otherwise):
+    """A value that follows another: `given` if that field is not empty, else `otherwise`.
+
+    field: a `config.get_ref(...)`. Both values are of one type. The value is settled when it is
+    read, so `--config.data_dir=...` on the command line counts; setting it by hand wins.
+    """
+    choose = SimpleNamespace(fn=lambda other, ref: given if ref else other, args=[field])
+    return config_dict.FieldReference(otherwise, op=choose)

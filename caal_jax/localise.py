@@ -1,0 +1,333 @@
+"""A finished run and a case in, a prediction out: evaluate, predict and notebooks all call this."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from caal_jax import localisers, parallel
+from caal_jax.checkpoint import Checkpoints
+from caal_jax.confidence import belief as beliefs
+from caal_jax.confidence.calibration import (
+    Calibration,
+    ImageCalibration,
+    apply,
+    image_probability,
+)
+from caal_jax.confidence.decision import conformal_p_value, verdict, volume_score
+from caal_jax.confidence.sketch import TopShareSketch, sketch, top_share_mean
+from caal_jax.data.letterbox import Placement, letterbox, unletterbox
+from caal_jax.data.slices import intensity_range, match_channels
+from caal_jax.errors import InputError
+from caal_jax.preprocess.prepare import prepare
+
+INFERENCE_BATCH = 32  # slices per member and call
+
+# Draws that belong to no training step take numbers that no step reaches.
+INIT_DRAW, PREDICT_DRAW, CALIBRATE_DRAW = (np.uint32(2**32 - n) for n in (1, 2, 3))
+
+
+def build_localiser(config):
+    """The localiser that a config names."""
+    if config.localiser != "unet":
+        raise InputError(
+            "config.localiser",
+            found=repr(config.localiser),
+            expected="'unet'",
+            remedy="Choose one of these.",
+        )
+    return localisers.unet(
+        width=config.width,
+        depth=config.depth,
+        dropout=config.dropout,
+        std_weight=config.std_weight,
+    )
+
+
+def build_prepare(config):
+    """`prepare(raw, low, high)` of one slice, as a config wants it."""
+    if config.equalise not in ("preprocess", "none"):
+        raise InputError(
+            "config.equalise",
+            found=repr(config.equalise),
+            expected="'preprocess' or 'none'",
+            remedy="Choose one of these.",
+        )
+    return functools.partial(
+        prepare,
+        equalise=config.equalise,
+        equalise_foreground=config.equalise_foreground,
+        foreground_threshold=config.foreground_threshold,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Predictions for N slices on the model's grid, in NumPy.
+
+    belief: `Belief` of (N, S, S) arrays; foreground: (N, S, S) bool; image: (N, S, S, C) as the
+    network saw it; sketches: of every sample's map, (samples, N, bins), for scores of images or,
+    summed over slices, of volumes.
+    """
+
+    belief: beliefs.Belief
+    foreground: np.ndarray
+    image: np.ndarray
+    sketches: TopShareSketch
+
+
+class Predictor:
+    """A trained ensemble on the devices.
+
+    members: {"params", "key"} stacked over members, as `train` checkpoints them.
+    """
+
+    def __init__(self, config, members):
+        self._layout = layout = parallel.plan(config.num_members, INFERENCE_BATCH)
+        localiser = build_localiser(config)
+        self._prepare = jax.jit(jax.vmap(build_prepare(config)))
+
+        def one_round(member, live, images, foreground):
+            key = jax.random.fold_in(jax.random.wrap_key_data(member["key"]), PREDICT_DRAW)
+            samples = localiser.sample(member["params"], key, images, config.num_samples)
+            sketches = jax.vmap(jax.vmap(sketch), (0, None))(samples, foreground)
+            sums = jax.tree.map(lambda a: live * a, beliefs.accumulate(samples))
+            return parallel.sum_over_members(sums, layout), sketches
+
+        self._round = parallel.lift(one_round, layout)
+        place = parallel.lift(lambda member: member, layout)
+        self._members = [place(member) for member in parallel.spread(members, layout)]
+        self._live = [parallel.live_slots(layout, r) for r in range(layout.rounds)]
+        self._belief = jax.jit(beliefs.belief)
+
+    def prepare(self, raw, low, high):
+        """Raw slices (N, S, S, C) and their ranges (N,) -> `Prepared` of (N, ...) arrays."""
+        return self._prepare(raw, low, high)
+
+    def __call__(self, images, foreground):
+        """Prepared slices (N, S, S, C) and foreground (N, S, S, 1) -> `Stack`."""
+        images, foreground = np.asarray(images), np.asarray(foreground)
+        parts = [
+            self._chunk(images[i : i + INFERENCE_BATCH], foreground[i : i + INFERENCE_BATCH])
+            for i in range(0, len(images), INFERENCE_BATCH)
+        ]
+        belief = jax.tree.map(lambda *maps: np.concatenate(maps), *[part[0] for part in parts])
+        sketches = jax.tree.map(lambda *s: np.concatenate(s, 1), *[part[1] for part in parts])
+        return Stack(belief, foreground[..., 0], images, sketches)
+
+    def _chunk(self, images, foreground):
+        count = len(images)
+        layout = self._layout
+        # A short chunk repeats its last slice: one shape, one compilation.
+        fill = np.minimum(np.arange(INFERENCE_BATCH), count - 1)
+        batch = parallel.stack_batches([(images[fill], foreground[fill])] * layout.slots, layout)
+        sums, sketches = None, []
+        for member, live in zip(self._members, self._live, strict=True):
+            part, drawn = self._round(member, live, *batch)
+            sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
+            real = int(live.sum()) // layout.group
+            sketches.append(jax.tree.map(lambda a, n=real: self._by_sample(a, n), drawn))
+        # Every slot holds the sum over members; the first one's devices hold all shards.
+        shards = jax.tree.map(lambda a: np.asarray(a)[: layout.group], sums)
+        shards = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]) if a.ndim > 1 else a[0], shards)
+        belief = jax.tree.map(lambda a: np.asarray(a)[:count, ..., 0], self._belief(shards))
+        merged = jax.tree.map(lambda *s: np.concatenate(s)[:, :count], *sketches)
+        return belief, merged
+
+    def _by_sample(self, drawn, num_members):
+        """(devices, S, B / group, bins) -> (members * S, B, bins)."""
+        group = self._layout.group
+        drawn = np.asarray(drawn)[: num_members * group]
+        drawn = drawn.reshape(num_members, group, *drawn.shape[1:]).swapaxes(1, 2)
+        return drawn.reshape(-1, group * drawn.shape[3], drawn.shape[-1])
+
+
+class CaseStack(NamedTuple):
+    """The slices of one case on the model's grid, raw, and the way back.
+
+    raw: (N, S, S, C); low, high: (N,) float32; place: `Placement` of every slice.
+    """
+
+    raw: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    place: Placement
+
+
+def case_stack(case, *, image_size, channels):
+    """Letterboxes every slice of a case (a 2-D case has one). Raises `InputError`."""
+    image = match_channels(case.image, channels)
+    low, high = intensity_range(image)
+    if low == high:
+        raise InputError(
+            case.geometry.path or case.case_id,
+            found=f"the same value everywhere ({low:g})",
+            expected="an image",
+            remedy="Leave it out.",
+        )
+    slices = image if case.is_volume else image[None]
+    spacing = case.geometry.spacing_mm[-2:]
+    squares = [letterbox(one, size=image_size, spacing_mm=spacing) for one in slices]
+    ends = np.full((2, len(slices)), [[low], [high]], np.float32)
+    return CaseStack(np.stack([square for square, _ in squares]), *ends, squares[0][1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Decisions:
+    """What held-out healthy and held-out synthetic data taught; no test case ever enters.
+
+    pixel: temperature of the pixel probabilities. image: score -> probability. healthy_scores:
+    image scores of the held-out healthy cases. threshold: of the image score, and
+    false_positive_rate: the rate on healthy cases that it keeps.
+    """
+
+    pixel: Calibration
+    image: ImageCalibration
+    healthy_scores: tuple[float, ...]
+    threshold: float
+    false_positive_rate: float
+
+    def to_json(self):
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        found |= {"pixel": self.pixel._asdict(), "image": self.image._asdict()}
+        return json.dumps(found, indent=1)
+
+    @classmethod
+    def from_json(cls, text):
+        found = json.loads(text)
+        found["pixel"] = Calibration(**found["pixel"])
+        found["image"] = ImageCalibration(**found["image"])
+        found["healthy_scores"] = tuple(found["healthy_scores"])
+        return cls(**found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a run says about one case; maps have the case's spatial shape, (H, W) or (D, H, W).
+
+    anomaly: calibrated probability in [0, 1]. epistemic: mutual information of the label and the
+    sample, in nats, at most ln 2; high where members disagree. aleatoric: expected entropy in
+    nats. foreground: bool. image: (..., C) as the network saw it. score: mean of the top share of
+    the mean map, before calibration; score_std: its spread over all samples. probability:
+    calibrated, that the case is abnormal. p_value: the share of held-out healthy cases that
+    score as high. verdict: "normal", "abnormal" or "abstain". slice_scores: (D,) or (1,).
+    """
+
+    anomaly: np.ndarray
+    epistemic: np.ndarray
+    aleatoric: np.ndarray
+    foreground: np.ndarray
+    image: np.ndarray
+    score: float
+    score_std: float
+    probability: float
+    p_value: float
+    verdict: str
+
+
+class FinishedRun:
+    """A trained and calibrated workdir, ready for `predict`."""
+
+    def __init__(self, config, predictor, channels, decisions):
+        self.config, self.channels, self.decisions = config, channels, decisions
+        self._predictor = predictor
+
+    @classmethod
+    def load(cls, workdir):
+        """Raises `InputError` where the workdir holds no finished training."""
+        workdir = Path(workdir)
+        config = read_config(workdir)
+        path = workdir / "decisions.json"
+        if not path.is_file():
+            raise InputError(
+                workdir,
+                found="no decisions.json",
+                expected="a finished training",
+                remedy="Run python -m caal_jax.main with this --workdir to finish it.",
+            )
+        facts = json.loads((workdir / "training.json").read_text())
+        channels = facts["channels"]
+        template = jax.eval_shape(lambda: new_models(config, channels))
+        with Checkpoints(workdir) as checkpoints:
+            members = checkpoints.restore(model=template)["model"]
+        decisions = Decisions.from_json(path.read_text())
+        return cls(config, Predictor(config, members), channels, decisions)
+
+    def predict(self, case):
+        """A `Case` -> `Prediction`. Raises `InputError` for a constant image."""
+        config, decisions = self.config, self.decisions
+        stack = case_stack(case, image_size=config.image_size, channels=self.channels)
+        prepared = self._predictor.prepare(stack.raw, stack.low, stack.high)
+        found = self._predictor(*prepared)
+        score, spread = image_scores(found, config.score_fraction)
+
+        def native(maps):
+            maps = np.stack([unletterbox(np.float32(one), stack.place) for one in maps])
+            return maps if case.is_volume else maps[0]
+
+        belief = found.belief
+        return Prediction(
+            anomaly=native(apply(decisions.pixel, belief.mean)),
+            epistemic=native(belief.mutual_information),
+            aleatoric=native(belief.expected_entropy),
+            foreground=native(found.foreground) > 0.5,
+            image=native(found.image),
+            score=score,
+            score_std=float(np.std(spread)),
+            probability=image_probability(decisions.image, score),
+            p_value=conformal_p_value(score, decisions.healthy_scores),
+            verdict=verdict(
+                score, threshold=decisions.threshold, score_std=np.std(spread), z=config.abstain_z
+            ),
+        )
+
+
+def image_scores(stack, fraction):
+    """The score of a whole `Stack`: (of its mean map, of every sample's own map (samples,))."""
+    of_slices = jax.tree.map(lambda a: a.sum(1), stack.sketches)
+    return volume_score(stack.belief.mean, stack.foreground, q=fraction), top_share_mean(
+        of_slices, fraction
+    )
+
+
+def read_config(workdir):
+    """The config a workdir was made with. Raises `InputError` where there is none."""
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise InputError(
+            workdir,
+            found="no config.json",
+            expected="the workdir of a run",
+            remedy="Pass the --workdir that training wrote to.",
+        )
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise InputError(
+            path,
+            found=f"broken JSON ({error})",
+            expected="the config of a run",
+            remedy="Restore the file, or train again in a new workdir.",
+        ) from error
+
+
+def new_models(config, channels):
+    """Untrained members stacked on the first axis: {"key", "params"}, a function of the seed.
+
+    Member m has the parameters and key that it would have in an ensemble of any size.
+    """
+    localiser = build_localiser(config)
+    image = jnp.zeros((config.image_size, config.image_size, channels))
+
+    def one(member):
+        key = jax.random.fold_in(jax.random.key(config.seed), member)
+        params = localiser.init(jax.random.fold_in(key, INIT_DRAW), image)
+        return {"key": jax.random.key_data(key), "params": params}
+
+    return jax.vmap(one)(jnp.arange(config.num_members))

@@ -1,0 +1,98 @@
+"""Confidence intervals by resampling cases or patients, never pixels.
+
+Pixels of one image err together, so an interval over pixels would be far too narrow. Each case is
+reduced once to sums (a histogram); a resample is then a weighted sum of those.
+"""
+
+import numpy as np
+
+from caal_jax.errors import InputError
+from caal_jax.metrics.inputs import check_binary, check_same_shape, check_scores
+
+
+def resample_weights(num_cases, *, num_resamples, seed, strata=None, clusters=None):
+    """How often each case is drawn in each resample: (num_resamples, num_cases) float64.
+
+    strata: (num_cases,) labels; each stratum keeps its number of draws, so that a test set with
+    few normal or abnormal images keeps both. clusters: (num_cases,) patients; all cases of one
+    are drawn together, and belong to the stratum of its largest label.
+    """
+    clusters = np.arange(num_cases) if clusters is None else np.asarray(clusters)
+    names, member = np.unique(clusters, return_inverse=True)
+    stratum = np.zeros(names.size, np.int64)
+    if strata is not None:
+        _, coded = np.unique(np.asarray(strata), return_inverse=True)
+        np.maximum.at(stratum, member, coded)
+    rng = np.random.default_rng(seed)
+    drawn = np.empty((num_resamples, names.size))
+    for one in np.unique(stratum):
+        inside = np.flatnonzero(stratum == one)
+        drawn[:, inside] = rng.multinomial(
+            inside.size, np.full(inside.size, 1 / inside.size), size=num_resamples
+        )
+    return drawn[:, member]
+
+
+def bootstrap_interval(
+    statistics, metric, *, num_resamples=1000, seed, strata=None, clusters=None, level=0.95
+):
+    """Percentile interval (low, high) of a metric of summed per-case statistics.
+
+    statistics: (N, ...), additive over cases, such as the stacked `ScoreHistogram.statistics`.
+    metric: maps summed statistics (R, ...) to values (R,), such as `average_precision_from_counts`
+        or `expected_calibration_error_from_statistics`.
+    seed: of the resampling; strata and clusters: see `resample_weights`.
+    Resamples for which the metric is undefined are left out; NaN if all are.
+    Paper: Efron and Tibshirani 1993, percentile interval over clusters.
+    """
+    statistics = np.asarray(statistics, np.float64)
+    flat = statistics.reshape(len(statistics), -1)
+
+    def values(weights):
+        return metric((weights @ flat).reshape(len(weights), *statistics.shape[1:]))
+
+    weights = resample_weights(
+        len(flat), num_resamples=num_resamples, seed=seed, strata=strata, clusters=clusters
+    )
+    return _percentiles(values, weights, level)
+
+
+def image_bootstrap_interval(
+    scores, labels, metric, *, num_resamples=1000, seed, clusters=None, level=0.95
+):
+    """Percentile interval (low, high) of a ranking metric of images, stratified by their label.
+
+    scores, labels: (N,), one for each image; labels are 0 or 1. metric: maps counts (R, K, 2) to
+    values (R,), such as `roc_auc_from_counts`. The rest as in `bootstrap_interval`.
+    """
+    scores, labels = check_scores("scores", scores), check_binary("labels", labels)
+    check_same_shape("scores", scores, "labels", labels)
+    if scores.ndim != 1 or not scores.size:
+        raise InputError(
+            "scores",
+            found=f"shape {scores.shape}",
+            expected="one score for each of at least one image",
+            remedy="Give images of a test set; pixels belong in bootstrap_interval.",
+        )
+    order = np.argsort(scores)
+    first = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))
+    sides = np.stack([~labels, labels])[:, order].astype(np.float64)
+
+    def values(weights):
+        by_class = weights[:, None, order] * sides
+        return metric(np.moveaxis(np.add.reduceat(by_class, first, axis=-1), 1, -1))
+
+    weights = resample_weights(
+        len(scores), num_resamples=num_resamples, seed=seed, strata=labels, clusters=clusters
+    )
+    return _percentiles(values, weights, level)
+
+
+def _percentiles(values, weights, level):
+    # A few resamples at a time: the summed histograms of all would not fit the cache.
+    values = np.concatenate([values(weights[i : i + 50]) for i in range(0, len(weights), 50)])
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -398,18 +398,19 @@ def scores_csv(cases):
 
 
 def csv_text(names, rows):
-    """Rows as CSV. Text that a spreadsheet would run as a formula gets a leading quote."""
+    """Rows as CSV."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(names)
-    for row in rows:
-        writer.writerow(
-            [
-                f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" else cell
-                for cell in row
-            ]
-        )
+    writer.writerows(map(safe_row, rows))
     return out.getvalue()
+
+
+def safe_row(row):
+    """A row whose texts a spreadsheet will not run as formulas: those get a leading quote."""
+    return [
+        f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" else cell for cell in row
+    ]
 
 
 def gallery_item(case, prediction, why=""):

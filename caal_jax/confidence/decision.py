@@ -51,7 +51,7 @@ def image_threshold(healthy_scores, *, false_positive_rate=0.05):
     """
     scores = np.sort(np.ravel(np.asarray(healthy_scores, float)))
     check_image_scores("healthy_scores", scores)
-    # The tolerance forgives the rounding of 1 - rate: 20 * (1 - 0.05) is 19.
+    # The tolerance forgives the rounding of 1 - rate: 150 * (1 - 0.18) is 123.
     wanted = math.ceil((scores.size + 1) * (1 - false_positive_rate) - 1e-9)
     k = min(max(wanted, 1), scores.size)
     return ImageThreshold(float(scores[k - 1]), (scores.size + 1 - k) / (scores.size + 1))

@@ -38,15 +38,15 @@ def busi(root, *, extra_normals=None, validation_fraction=0.2, seed=0):
     home = _find(root, "data_dir")
     images = [path for name in CLASSES for path in _images(home / name)]
     groups, test_groups, notes = _split(home, images, seed)
-    train = [p for p in images if p.parent.name == "normal" and groups[p] not in test_groups]
-    test = [p for p in images if p.parent.name != "normal" or groups[p] in test_groups]
+    test_groups = test_groups | {groups[p] for p in images if p.parent.name != "normal"}
+    train = [p for p in images if groups[p] not in test_groups]
+    test = [p for p in images if groups[p] in test_groups]
     if extra_normals:
         extra = _find(extra_normals, "extra_normals")
         paths = _images(extra / "normal")
         extra_groups, _, _ = _split(extra, paths, seed)
         # The published numbering of groups runs over both folders.
-        seen = {groups[path] for path in test}
-        added = [path for path in paths if extra_groups[path] not in seen]
+        added = [path for path in paths if extra_groups[path] not in test_groups]
         groups |= extra_groups
         train += added
         notes.append(f"{len(added)} normal images come from the folder {extra.parent.name}.")

@@ -371,7 +371,7 @@ def _intensity_shift(rng, scene, spot, contrast):
 def _deform(spot, power):
     """Content is taken from the same direction, at distance radial ** power instead of radial."""
     pull = np.maximum(spot.radial, 1e-3) ** (power - 1)
-    pass
+    pull[spot.radial >= 1] = 1
     centre = spot.centre - [b.start for b in spot.box]
     places = centre.reshape(-1, *[1] * len(centre)) + spot.offset * pull
     channels = [

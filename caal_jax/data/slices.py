@@ -332,5 +332,4 @@ def _allocate(shape, dtype, max_bytes, cache_dir):
     if math.prod(shape) * dtype.itemsize <= max_bytes:
         return np.empty(shape, dtype)
     path = _cache_folder(cache_dir, max_bytes) / "slices.npy"
-    # Taken off the subclass: fancy indexing should hand out plain arrays.
-    return np.asarray(np.lib.format.open_memmap(path, "w+", dtype, shape))
+    return np.lib.format.open_memmap(path, "w+", dtype, shape)

@@ -42,7 +42,6 @@ def _nifti_bytes(values, geometry):
     source = nib.load(geometry.path)
     header = source.header.copy()
     header.set_data_dtype(np.float32)
-    header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
     # Free text and extensions of a scanner's file can name the patient.
     header["descrip"], header["aux_file"] = b"caal_jax map", b""

@@ -81,7 +81,7 @@ def _count_magnitudes(scores, labels, weights):
 
 
 def _sort(keys):
-    """Sorts in place; blocks of a large array in parallel, as NumPy's sort frees the interpreter."""
+    """Sorts in place; a large array in parallel blocks, as NumPy's sort frees the interpreter."""
     num_blocks = min(4, os.cpu_count() or 1) if keys.size > 1 << 20 else 1
     if num_blocks == 1:
         return keys.sort()

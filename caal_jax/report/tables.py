@@ -141,7 +141,11 @@ def text_of(value):
 
 def setting_text(value):
     """A setting of the run, all digits kept: 0.0003 must not become 3.0e-04."""
-    return repr(value) if isinstance(value, float) else text_of(value)
+    if isinstance(value, float):
+        return repr(float(value))  # a NumPy number would show its type
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(setting_text, value))
+    return text_of(value)
 
 
 def cell_of(values, key, undefined, path):
@@ -219,10 +223,15 @@ def _grid(title, table, undefined, path):
     keys = dict.fromkeys(key for values in table.values() for key in values)
     columns = [key for key in keys if not key.endswith("_ci95")]
     rows = [
-        (name, [cell_of(values, key, undefined, f"{path}.{name}") for key in columns])
+        (name, [_grid_cell(values, key, undefined, f"{path}.{name}") for key in columns])
         for name, values in table.items()
     ]
     return Grid(title, [metric_named(key) for key in columns], rows)
+
+
+def _grid_cell(values, key, undefined, path):
+    # What a line never had is not undefined; that is None with a reason.
+    return cell_of(values, key, undefined, path) if key in values else Cell("-")
 
 
 def comparisons_of(results):

@@ -1,5 +1,6 @@
 """Where an anomaly goes and how large it is: draws shared by the tasks, and cutting blocks out."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -38,15 +39,15 @@ def draw_square(
     limits as fractions of the first axis, or of the shorter one (`relative_to` "first", "min").
     share: the limits of the foreign share; with num_classes K it is one of 1/(K-1) .. 1 instead.
     """
-    uniforms = jax.random.uniform(key, (4,))
-    centre, exists = pick_centre(uniforms[:2], shape, foreground, core_fraction)
+    where, size, mix = draw_uniforms(key, (2,), (), ())
+    centre, exists = pick_centre(where, shape, foreground, core_fraction)
     smallest, largest = half_widths(square_length(shape, relative_to), half_width)
     # Without any foreground pixel the square is empty.
-    half = jnp.where(exists, pick_integer(uniforms[2], smallest, largest + 1), 0)
+    half = jnp.where(exists, pick_integer(size, smallest, largest + 1), 0)
     if num_classes is None:
-        foreign = share[0] + (share[1] - share[0]) * uniforms[3]
+        foreign = share[0] + (share[1] - share[0]) * mix
     else:
-        foreign = 1 - pick_integer(uniforms[3], 0, num_classes - 1) / (num_classes - 1)
+        foreign = 1 - pick_integer(mix, 0, num_classes - 1) / (num_classes - 1)
     rows, columns = (
         Span(jnp.maximum(c - half, 0), jnp.minimum(c + half, n))
         for c, n in zip(centre, shape, strict=True)
@@ -58,9 +59,27 @@ def square_length(shape, relative_to):
     return shape[0] if relative_to == "first" else min(shape)
 
 
+def draw_uniforms(key, *shapes):
+    """Independent numbers of [0, 1), one array for each shape.
+
+    They come from one flat draw: each call of the generator, and each of its odd shapes, would
+    add up to a second to the compilation of the training step.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    flat = jax.random.uniform(key, (sum(sizes),))
+    parts = jnp.split(flat, np.cumsum(sizes[:-1]))
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
 def pick_integer(uniform, low, high):
     """A number of [0, 1) to a whole number low .. high - 1, all equally likely."""
     return low + jnp.floor(uniform * (high - low)).astype(jnp.int32)
+
+
+def pick_normal(uniform):
+    """Numbers of [0, 1) to standard normal ones, by the inverse of their distribution."""
+    # 0 would become minus infinity; the nearest other value is 2^-23.
+    return jax.scipy.special.ndtri(jnp.maximum(uniform, 2.0**-24))
 
 
 def pick_centre(uniforms, shape, foreground, core_fraction):

@@ -50,35 +50,32 @@ def pii(
         num_classes=num_classes,
     )
     # All work happens on a block that holds the largest square and its rim.
-    side = patches.square_length(shape, relative_to)
-    largest = 2 * patches.half_widths(side, half_width)[1]
+    largest = 2 * patches.half_widths(patches.square_length(shape, relative_to), half_width)[1]
     sizes = [min(largest + 2, n) for n in shape]
-    starts, bases = zip(
-        *(
-            _place(span, size, n)
-            for span, size, n in zip((square.rows, square.columns), sizes, shape, strict=True)
-        ),
-        strict=True,
+    (row, rows), (column, columns) = (
+        _place(span, size, n)
+        for span, size, n in zip((square.rows, square.columns), sizes, shape, strict=True)
     )
-    corner, block_shape = (*starts, 0), (*sizes, target.shape[2])
+    block = (*sizes, target.shape[2])
     old, foreign = (
-        poisson.to_block(jax.lax.dynamic_slice(image, corner, block_shape))
+        poisson.to_block(jax.lax.dynamic_slice(image, (row, column, 0), block))
         for image in (target, source)
     )
-    new = poisson.interpolate_block(old, foreign, *bases, square.share, normalise)
-    new = jnp.clip(new, jnp.min(target), jnp.max(target))
-    old, new = poisson.from_block(old), poisson.from_block(new)
+    change = poisson.interpolate_change(old, foreign, rows, columns, square.share, normalise)
+    old, change = poisson.from_block(old[1:-1, :, 1:-1]), poisson.from_block(change)
+    new = jnp.clip(old + change, jnp.min(target), jnp.max(target))
     label = jnp.where(patches.differs(old, new, tolerance), square.share, 0.0)
 
-    image = jax.lax.dynamic_update_slice(target, new, corner)
-    label = jax.lax.dynamic_update_slice(jnp.zeros((*shape, 1)), label, corner)
+    image = jax.lax.dynamic_update_slice(target, new, (row + 1, column + 1, 0))
+    label = jax.lax.dynamic_update_slice(jnp.zeros((*shape, 1)), label, (row + 1, column + 1, 0))
     if foreground is not None:
         label = jnp.where(foreground, label, 0.0)
     return Anomaly(image, label, jnp.zeros_like(label))
 
 
 def _place(span, size, length):
-    """Where the block starts along one axis, and the basis of the square's pixels inside it."""
+    """Where the block starts along one axis, and the basis of the square inside its rim."""
     first, stop = jnp.maximum(span.start, 1), jnp.minimum(span.stop, length - 1)
     start = jnp.clip(first - 1, 0, length - size)
-    return start, poisson.sine_basis(first - start, jnp.maximum(stop - first, 0), size)
+    count = jnp.maximum(stop - first, 0)
+    return start, poisson.sine_basis(first - start - 1, count, size - 2)

@@ -22,10 +22,10 @@ from caal_jax.errors import InputError
 
 
 class SineBasis(NamedTuple):
-    """The unknowns along one axis: `count` neighbours inside a block of `size` pixels.
+    """The unknowns along one axis: neighbours in a row, among `size` pixels.
 
-    matrix: (size - 2, size), frequency by position, orthonormal rows; 0 beyond `count`
-    frequencies and outside the unknowns. eigenvalues: (size - 2,) of minus the second difference.
+    matrix: (size, size), frequency by position, orthonormal rows; 0 for frequencies and positions
+    that do not exist. eigenvalues: (size,) of minus the second difference.
     """
 
     matrix: jax.Array
@@ -33,42 +33,41 @@ class SineBasis(NamedTuple):
 
 
 def sine_basis(first, count, size):
-    """The basis of unknowns first .. first + count - 1; count may be 0.
+    """The basis of unknowns first .. first + count - 1 among `size` pixels; count may be 0.
 
-    first, count: integers, traced or not, with 1 <= first and first + count < size, since an
-    unknown needs a neighbour on either side; size: static.
+    first, count: integers, traced or not; size: static, at most 4096.
     """
-    frequency = jnp.arange(1, size - 1)[:, None]
-    position = jnp.arange(size)[None, :] - first + 1
-    period = 2 * (count + 1)
+    frequency = jnp.arange(1, size + 1)[:, None]
+    position = jnp.arange(1, size + 1)[None, :] - first
     # Reduced in whole numbers before the sine: sin(pi 300 / 7) in float32 would lose digits. The
-    # quotient of whole numbers below 2^24 is floored correctly, and vectorises where % does not.
+    # rounded quotient can be off by one (% would not, but does not vectorise): one step either way.
+    period = 2 * (count + 1)
     product = frequency * position
-    turns = jnp.floor(product.astype(jnp.float32) / period).astype(jnp.int32)
-    table = jnp.asarray(_sines(size))
-    index = count * table.shape[1] + jnp.clip(product - turns * period, 0, table.shape[1] - 1)
-    sines = table.reshape(-1).at[index].get(mode="promise_in_bounds")
-    inside = (frequency <= count) & (position >= 1) & (position <= count)
-    matrix = jnp.where(inside, sines * jnp.sqrt(2 / (count + 1)), 0.0)
-    angle = (jnp.pi / 2) * frequency[:, 0] / (count + 1)
-    eigenvalues = jnp.where(frequency[:, 0] <= count, 4 * jnp.sin(angle) ** 2, 1.0)
-    return SineBasis(matrix, eigenvalues)
+    phase = product - jnp.floor(product.astype(jnp.float32) / period).astype(jnp.int32) * period
+    phase += jnp.where(phase < 0, period, 0) - jnp.where(phase >= period, period, 0)
+    sines = jnp.asarray(_sines(size))
+    index = jnp.clip(phase, 0, sines.shape[1] - 1) + count * sines.shape[1]
+    sines = sines.reshape(-1).at[index].get(mode="promise_in_bounds")
+    exists = (frequency <= count) & (position >= 1) & (position <= count)
+    matrix = jnp.where(exists, sines * jnp.sqrt(2 / (count + 1)), 0.0)
+    frequency = frequency[:, 0]
+    eigenvalues = 4 * jnp.sin((jnp.pi / 2) * frequency / (count + 1)) ** 2
+    return SineBasis(matrix, jnp.where(frequency <= count, eigenvalues, 1.0))
 
 
 @functools.lru_cache(maxsize=32)
-def _sines(size):  # (size - 1, 2 size - 2): sin(pi k / (count + 1)) for each possible count
-    count = np.arange(size - 1)[:, None]
-    return np.sin(np.pi * np.arange(2 * size - 2) / (count + 1)).astype(np.float32)
+def _sines(size):  # (size + 1, 2 size + 2): sin(pi k / (count + 1)) for each possible count
+    count = np.arange(size + 1)[:, None]
+    return np.sin(np.pi * np.arange(2 * size + 2) / (count + 1)).astype(np.float32)
 
 
 def solve(divergence, rows, columns):
-    """e with L e = divergence on the unknowns and 0 elsewhere.
+    """e with L e = divergence on the unknowns and exactly 0 elsewhere.
 
-    divergence: (P, K, Q) float32; rows, columns: SineBasis of sizes P and Q. Values outside the
-    unknowns are ignored. Returns (P, K, Q), exactly 0 outside the unknowns.
+    divergence: (P, K, Q) float32, ignored where there is no unknown; rows, columns: SineBasis of
+    sizes P and Q. Returns (P, K, Q).
     """
-    spectrum = _dot(rows.matrix, divergence, 1, 0)
-    spectrum = _dot(spectrum, columns.matrix, 2, 1)
+    spectrum = _dot(_dot(rows.matrix, divergence, 1, 0), columns.matrix, 2, 1)
     spectrum = -spectrum / (rows.eigenvalues[:, None, None] + columns.eigenvalues[None, None, :])
     return _dot(_dot(rows.matrix, spectrum, 0, 0), columns.matrix, 2, 0)
 
@@ -86,10 +85,8 @@ def gradient(block):
 
 
 def divergence(down, right):
-    """Backward differences of a gradient, summed; edges that leave the block count as 0."""
-    return jnp.diff(jnp.pad(down, ((1, 1), (0, 0), (0, 0))), axis=0) + jnp.diff(
-        jnp.pad(right, ((0, 0), (0, 0), (1, 1))), axis=2
-    )
+    """Backward differences of a gradient, summed: (P - 2, K, Q - 2), the block without its rim."""
+    return jnp.diff(down[:, :, 1:-1], axis=0) + jnp.diff(right[1:-1], axis=2)
 
 
 def stronger(target_edge, source_edge):
@@ -122,12 +119,12 @@ def blend_dst(target, source, mask, *, mixed=False):
     weight = jnp.broadcast_to(jnp.pad(weight, ((1, 1), (0, 0), (1, 1))), target.shape)
     height, _, width = target.shape
     field = clone_field(target, source, weight, mixed=mixed)
-    e = solve(field, sine_basis(1, height - 2, height), sine_basis(1, width - 2, width))
-    return from_block(target + e)
+    e = solve(field, sine_basis(0, height - 2, height - 2), sine_basis(0, width - 2, width - 2))
+    return from_block(target.at[1:-1, :, 1:-1].add(e))
 
 
 def clone_field(target, source, weight, *, mixed):
-    """The divergence to solve for a clone with a zero rim of `weight`; blocks (P, K, Q)."""
+    """What `solve` needs for a clone; blocks (P, K, Q), `weight` with a zero rim."""
     (down, right), (source_down, source_right) = gradient(target), gradient(source)
 
     def change(target_edge, source_edge, weight):
@@ -156,31 +153,29 @@ def interpolate(target, source, mask, alpha, *, normalise=False):
     doi:10.1007/978-3-030-87240-3_56. Reference: its code; we clip per image, it per batch.
     """
     _check_clone(target, source, mask)
-    inside = jnp.asarray(mask).reshape(target.shape[:2]) > 0
+    inside = jnp.asarray(mask).reshape(target.shape[:2])[1:-1, 1:-1] > 0
     rows, columns = (_span(jnp.any(inside, axis)) for axis in (1, 0))
     target, source = to_block(target), to_block(source)
-    changed = interpolate_block(target, source, rows, columns, alpha, normalise)
+    e = interpolate_change(target, source, rows, columns, alpha, normalise)
+    changed = target.at[1:-1, :, 1:-1].add(e)
     return from_block(jnp.clip(changed, jnp.min(target), jnp.max(target)))
 
 
-def interpolate_block(target, source, rows, columns, alpha, normalise):
-    """`interpolate` before clipping, on blocks (P, K, Q).
+def interpolate_change(target, source, rows, columns, alpha, normalise):
+    """What `interpolate` adds before clipping, from blocks (P, K, Q): (P - 2, K, Q - 2).
 
-    rows, columns: SineBasis of the rectangle's pixels along either axis.
+    rows, columns: SineBasis of the rectangle inside the block without its rim.
     """
     edges = zip(gradient(target), gradient(source), strict=True)
-    field = divergence(
-        *(interpolated(own, foreign, alpha, normalise) - own for own, foreign in edges)
-    )
-    return target + solve(field, rows, columns)
+    changes = (interpolated(own, foreign, alpha, normalise) - own for own, foreign in edges)
+    return solve(divergence(*changes), rows, columns)
 
 
 def _span(used):
-    """The basis from the first to the last True of `used`, without the array's two ends."""
-    size = len(used)
-    first = jnp.maximum(jnp.argmax(used), 1)
-    last = jnp.minimum(size - 1 - jnp.argmax(used[::-1]), size - 2)
-    return sine_basis(first, jnp.where(jnp.any(used), jnp.maximum(last - first + 1, 0), 0), size)
+    """The basis from the first to the last True of `used`."""
+    first = jnp.argmax(used)
+    count = len(used) - jnp.argmax(used[::-1]) - first
+    return sine_basis(first, jnp.where(jnp.any(used), count, 0), len(used))
 
 
 def to_block(image):  # (H, W, C) -> (H, C, W) float32

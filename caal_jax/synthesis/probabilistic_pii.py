@@ -128,47 +128,55 @@ def draw(
     source_per_rater,
 ):
     """Draws for an image of `shape` (H, W); the options are those of `probabilistic_pii`."""
-    count_key, patch_key, rater_key, mask_key = jax.random.split(key, 4)
     max_anomalies, max_raters = num_anomalies[1], num_raters[1]
-    count = patches.pick_integer(jax.random.uniform(count_key), num_anomalies[0], max_anomalies + 1)
-    # For each patch: number of raters, two sides, two coordinates in the target, two in the source.
-    patch = jax.random.uniform(patch_key, (max_anomalies, 7))
-    # For each rater: angle, strength, two coordinates in the source.
-    rater = jax.random.uniform(rater_key, (max_anomalies, max_raters, 4))
-    # For each rater: mask centre and mask width, along both axes.
-    normal = jax.random.normal(mask_key, (max_anomalies, max_raters, 2, 2))
-    raters = patches.pick_integer(patch[:, 0], num_raters[0], max_raters + 1)
-    in_source = rater[..., 2:] if source_per_rater else patch[:, None, 5:]
+    each_rater = (max_anomalies, max_raters)
+    count, raters, sides, in_target, in_source, turn, factor, at_centre, at_width = (
+        patches.draw_uniforms(
+            key,
+            (),
+            (max_anomalies,),
+            (max_anomalies, 2),
+            (max_anomalies, 2),
+            (max_anomalies, max_raters if source_per_rater else 1, 2),
+            each_rater,
+            each_rater,
+            (*each_rater, 2),
+            (*each_rater, 2),
+        )
+    )
+    count = patches.pick_integer(count, num_anomalies[0], max_anomalies + 1)
+    raters = patches.pick_integer(raters, num_raters[0], max_raters + 1)
+    at_centre, at_width = patches.pick_normal(at_centre), patches.pick_normal(at_width)
 
     low, high = _side_limits(shape, form, side)
-    sides = patches.pick_integer(patch[:, 1:3], low[None], high[None] + 1)
+    sides = patches.pick_integer(sides, low[None], high[None] + 1)
     if form == "reference":
         sides = sides // 2 * 2
         rater_sides = sides[:, None].astype(jnp.float32)
         core = np.round(core_fraction * np.array(shape)).astype(int)[None]
-        target_corner = patches.pick_integer(patch[:, 3:5], sides, core - sides)
+        target_corner = patches.pick_integer(in_target, sides, core - sides)
         first, stop = np.array([patches.core(n, core_fraction) for n in shape]).T
         source_corner = patches.pick_integer(in_source, first[None, None], stop[None, None])
         source_corner -= sides[:, None] // 2
-        centre = jnp.trunc(rater_sides / 2 * (1 + normal[:, :, 0] / 6))
-        half_axes = jnp.trunc(rater_sides / 2 + normal[:, :, 1]) // 2
+        centre = jnp.trunc(rater_sides / 2 * (1 + at_centre / 6))
+        half_axes = jnp.trunc(rater_sides / 2 + at_width) // 2
         if style != "rectangular":  # discs are made from the width that is left inside the patch
             left = jnp.minimum(centre + half_axes, rater_sides) - jnp.maximum(centre - half_axes, 0)
             half_axes = jnp.maximum(left // 2, 0)
-        angle = jnp.floor(rater[..., 0] * 360) * (jnp.pi / 180)
-        factor = patches.pick_integer(rater[..., 1], strength[0], strength[1] + 1)
+        angle = jnp.floor(turn * 360) * (jnp.pi / 180)
+        factor = patches.pick_integer(factor, strength[0], strength[1] + 1)
     else:
         rater_sides = sides[:, None].astype(jnp.float32)
-        target_corner = _corner_in_core(patch[:, 3:5], sides, shape, core_fraction)
+        target_corner = _corner_in_core(in_target, sides, shape, core_fraction)
         if foreground is not None:
             pick = jax.vmap(patches.pick_pixel, (0, None))
-            target_corner = pick(patch[:, 3:5], foreground[..., 0]) - sides // 2
+            target_corner = pick(in_target, foreground[..., 0]) - sides // 2
             count = jnp.where(jnp.any(foreground), count, 0)
         source_corner = _corner_in_core(in_source, sides[:, None], shape, core_fraction)
-        centre = (rater_sides - 1) / 2 + rater_sides / 12 * normal[:, :, 0]
-        half_axes = jnp.maximum(rater_sides / 4 * (1 + normal[:, :, 1] / 6), 1)
-        angle = jnp.pi * rater[..., 0]
-        factor = strength[0] + (strength[1] - strength[0]) * rater[..., 1]
+        centre = (rater_sides - 1) / 2 + rater_sides / 12 * at_centre
+        half_axes = jnp.maximum(rater_sides / 4 * (1 + at_width / 6), 1)
+        angle = jnp.pi * turn
+        factor = strength[0] + (strength[1] - strength[0]) * factor
     if style == "circular":
         half_axes = jnp.broadcast_to(jnp.min(half_axes, -1, keepdims=True), half_axes.shape)
     room = np.array(shape)
@@ -198,9 +206,9 @@ def blend(draws, target, source, *, style, weighting, std, block_shape, clip):
     )
     mean, variance = jax.vmap(_rate, (0, 0, 0, None))(draws, target_blocks, source_blocks, style)
 
-    def total(blocks, weights):  # (A, P, C, Q) -> (H, W, C)
+    def total(blocks, weights):  # (A, P - 2, C, Q - 2) -> (H, W, C)
         blocks = jax.vmap(poisson.from_block)(blocks * weights[:, None, None, None])
-        return _add_up(blocks, draws.target_corner, target)
+        return _add_up(blocks, draws.target_corner + 1, target)
 
     present = (draws.num_raters > 0).astype(jnp.float32)
     touching = draws.num_raters / jnp.maximum(jnp.sum(draws.num_raters), 1)  # share of all blends
@@ -222,29 +230,40 @@ def blend(draws, target, source, *, style, weighting, std, block_shape, clip):
 def _rate(draws, target, source, style):
     """One anomaly's change of the target: mean and variance over its raters.
 
-    draws: of one anomaly; target: (P, C, Q); source: (R or 1, P, C, Q). Returns two (P, C, Q).
+    draws: of one anomaly; target: (P, C, Q); source: (R or 1, P, C, Q). Returns two
+    (P - 2, C, Q - 2), the block without its rim.
     """
     num_raters = len(draws.strength)
-    masks = _masks(draws, (target.shape[0], target.shape[2]), style)
-    shape = (target.shape[0], num_raters, *target.shape[1:])
+    height, _, width = target.shape
+    shape = (height, num_raters, *target.shape[1:])
     strength = draws.strength[None, :, None, None]
     fields = poisson.clone_field(
         *(
-            jnp.broadcast_to(block, shape).reshape(shape[0], -1, shape[3])
-            for block in (target[:, None], jnp.moveaxis(source, 0, 1) * strength, masks)
+            jnp.broadcast_to(block, shape).reshape(height, -1, width)
+            for block in (
+                target[:, None],
+                jnp.moveaxis(source, 0, 1) * strength,
+                _masks(draws, (height, width), style),
+            )
         ),
         mixed=True,
     )
-    height, width = draws.side[0], draws.side[1]
-    rows = poisson.sine_basis(1, jnp.maximum(height - 2, 0), shape[0])
-    columns = poisson.sine_basis(1, jnp.maximum(width - 2, 0), shape[3])
+    rows, columns = (
+        poisson.sine_basis(0, jnp.maximum(side - 2, 0), size - 2)
+        for side, size in zip(draws.side, (height, width), strict=True)
+    )
     share = (jnp.arange(num_raters) < draws.num_raters) / jnp.maximum(draws.num_raters, 1)
-    share = share[None, :, None, None]
+    shape = (height - 2, num_raters, -1, width - 2)
+
+    def mean_over_raters(blocks):  # written out: XLA:CPU does not vectorise a sum over this axis
+        blocks = blocks.reshape(shape)
+        return sum(blocks[:, r] * share[r] for r in range(num_raters))
+
     # The solve is linear: the mean over raters is one solve of the mean field. Only the variance
     # needs each rater, and where nobody reads the label's std the compiler drops that part.
-    mean = poisson.solve(jnp.sum(fields.reshape(shape) * share, axis=1), rows, columns)
+    mean = poisson.solve(mean_over_raters(fields), rows, columns)
     each = poisson.solve(fields, rows, columns).reshape(shape)
-    return mean, jnp.sum((each - mean[:, None]) ** 2 * share, axis=1)
+    return mean, mean_over_raters((each - mean[:, None]) ** 2)
 
 
 def _masks(draws, block_shape, style):
@@ -258,12 +277,13 @@ def _masks(draws, block_shape, style):
     if style == "rectangular":
         inside = (down >= -half_height) & (down < half_height)
         inside &= (right >= -half_width) & (right < half_width)
-    else:
+        return (inside & free).astype(jnp.float32)
+    if style == "elliptic":
         cos, sin = (f(draws.angle)[None, :, None, None] for f in (jnp.cos, jnp.sin))
-        along, across = down * cos + right * sin, right * cos - down * sin
-        inside = (along * half_width) ** 2 + (across * half_height) ** 2 <= (
-            half_height * half_width
-        ) ** 2
+        down, right = down * cos + right * sin, right * cos - down * sin
+    inside = (down * half_width) ** 2 + (right * half_height) ** 2 <= (
+        half_height * half_width
+    ) ** 2
     return (inside & free).astype(jnp.float32)
 
 

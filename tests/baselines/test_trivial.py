@@ -26,31 +26,36 @@ def reference(name):
     )
 
 
-@pytest.mark.parametrize("lift", [lambda f: f, jax.jit], ids=["eager", "jit"])
+# Equalisation takes seconds to compile: once, for one shape.
+PREDICT = {baseline.name: jax.jit(baseline.predict) for baseline in BASELINES}
+
+
 @pytest.mark.parametrize("baseline", BASELINES, ids=lambda b: b.name)
-def test_maps_match_their_definition(baseline, lift):
-    state = lift(baseline.fit)(NORMAL)
-    maps = lift(baseline.predict)(state, IMAGES, FOREGROUND)
+def test_maps_match_their_definition(baseline):
+    maps = PREDICT[baseline.name](baseline.fit(NORMAL), IMAGES, FOREGROUND)
     assert maps.dtype == np.float32
     want = np.where(FOREGROUND, reference(baseline.name), 0)
     assert_allclose(maps, want, rtol=1e-4, atol=1e-5)
+    if baseline is not equalised_intensity:
+        assert_allclose(baseline.predict(baseline.fit(NORMAL), IMAGES, FOREGROUND), maps, rtol=1e-6)
 
 
 @pytest.mark.parametrize("baseline", BASELINES, ids=lambda b: b.name)
 def test_no_image_sees_another(baseline):
     state = baseline.fit(NORMAL)
-    together = baseline.predict(state, IMAGES, FOREGROUND)
-    alone = baseline.predict(state, IMAGES[1:2], FOREGROUND[1:2])
-    assert_allclose(together[1:2], alone, rtol=0, atol=1e-6)
+    others = IMAGES[[2, 1, 0]] * np.float32(0.5)
+    others[1] = IMAGES[1]
+    found = [PREDICT[baseline.name](state, x, FOREGROUND)[1] for x in (IMAGES, others)]
+    assert (found[0] == found[1]).all()
 
 
-def test_bright_lesion_stands_out():
-    normal = 0.3 + 0.05 * RNG.random((12, 16, 16, 1)).astype(np.float32)
-    image = normal[:1].copy()
-    image[0, 4:7, 4:7] = 0.9
-    everywhere = np.ones((1, 16, 16), bool)
-    for baseline in BASELINES:
-        found = np.array(baseline.predict(baseline.fit(normal), image, everywhere)[0])
-        lesion = found[4:7, 4:7].min()
-        found[4:7, 4:7] = 0
-        assert lesion > found.max(), baseline.name
+@pytest.mark.parametrize("baseline", BASELINES, ids=lambda b: b.name)
+def test_bright_lesion_stands_out(baseline):
+    normal = 0.3 + 0.05 * NORMAL
+    images = normal[:3].copy()
+    images[0, 4:7, 4:7] = 0.9
+    everywhere = np.ones((3, 16, 16), bool)
+    found = np.array(PREDICT[baseline.name](baseline.fit(normal), images, everywhere)[0])
+    lesion = found[4:7, 4:7].min()
+    found[4:7, 4:7] = 0
+    assert lesion > found.max()

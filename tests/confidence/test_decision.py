@@ -39,10 +39,13 @@ def test_image_score_matches_its_definition(q, lifted):
 
 
 def test_image_score_ignores_the_background():
-    loud = np.where(FOREGROUND, MAPS, 5.0).astype(np.float32)
-    assert_allclose(
-        image_score(loud[0], FOREGROUND[0]), image_score(MAPS[0], FOREGROUND[0]), rtol=0
-    )
+    for shift in (0, -3):  # maps may be logits
+        maps = MAPS + np.float32(shift)
+        loud = np.where(FOREGROUND, maps, 5.0).astype(np.float32)
+        assert_allclose(image_score(loud, FOREGROUND), image_score(maps, FOREGROUND), rtol=0)
+    few = np.zeros(MAPS.shape, bool)
+    few[0, 0, 0] = True
+    assert_allclose(image_score(MAPS - 3, few, q=0.9), MAPS[0, 0, 0] - 3, rtol=1e-6)
 
 
 def test_volume_score_is_the_same_on_the_host():
@@ -56,6 +59,8 @@ def test_volume_score_is_the_same_on_the_host():
 def test_threshold_by_hand():
     assert image_threshold(np.arange(19), false_positive_rate=0.05) == (18, 0.05)
     assert image_threshold(np.arange(99)[::-1], false_positive_rate=0.1) == (89, 0.1)
+    # In floats 150 * (1 - 0.18) is above 123 by a hair.
+    assert image_threshold(np.arange(149), false_positive_rate=0.18) == (122, 27 / 150)
     # 100 scores: k = ceil(95.95) = 96, which keeps 5 / 101.
     assert image_threshold(np.arange(100)) == (95, 5 / 101)
     # Too few for 5 %: the largest, and what it does keep.

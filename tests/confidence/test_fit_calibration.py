@@ -18,14 +18,14 @@ from caal_jax.confidence.calibration import (
 from caal_jax.errors import InputError
 
 RNG = np.random.default_rng(0)
-LOGITS = RNG.normal(-1, 1.5, 200_000)
+LOGITS = RNG.normal(-1, 1.5, 40_000)
 LABELS = RNG.random(LOGITS.size) < expit(LOGITS)
 
 
 @pytest.mark.parametrize("factor", [0.5, 1, 3])
 def test_recovers_the_temperature(factor):
     found = fit_temperature(expit(factor * LOGITS), LABELS)
-    assert_allclose(found.temperature, factor, rtol=0.02)
+    assert_allclose(found.temperature, factor, rtol=0.04)
     assert found.bias == 0
     # Soft labels, the true probabilities, leave no noise to fit.
     exact = fit_temperature(expit(factor * LOGITS), expit(LOGITS))
@@ -42,8 +42,8 @@ def test_matches_a_brute_force_search():
     p, y = expit(3 * LOGITS[:500]), LABELS[:500]
 
     def loss(log_temperature):
-        q = expit(np.log(p / (1 - p)) / np.exp(log_temperature))
-        return -np.mean(np.where(y, np.log(q), np.log1p(-q)))
+        z = np.log(p / (1 - p)) / np.exp(log_temperature)
+        return np.mean(np.logaddexp(0, np.where(y, -z, z)))
 
     want = np.exp(brute(loss, [(-2, 2)], Ns=400)[0])
     assert_allclose(fit_temperature(p, y).temperature, want, rtol=1e-3)
@@ -79,7 +79,8 @@ def test_sums_of_certain_pixels():
 
 def test_bounds_hold_where_there_is_no_optimum():
     p = np.array([0.2, 0.8])
-    assert_allclose(fit_temperature(p, [0, 1]).temperature, 0.05)
+    # The likelihood of the first is flat long before the bound.
+    assert 0.05 <= fit_temperature(p, [0, 1]).temperature < 0.06
     assert_allclose(fit_temperature(p, [1, 0]).temperature, 20)
     assert np.isfinite(fit_temperature(p, [0, 0], fit_bias=True)).all()
 

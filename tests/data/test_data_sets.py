@@ -9,7 +9,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from caal_jax.data import load_dataset
+from caal_jax.data import load_dataset, slice_axis
 from caal_jax.data.busi import busi, near_duplicate_groups
 from caal_jax.data.folder import folder
 from caal_jax.data.lgg import lgg
@@ -262,11 +262,16 @@ def test_busi_follows_its_split_file_and_keeps_groups_whole(busi_root):
     for index in range(1, 11):
         use = "test" if index in (2, 3) else "train"
         rows.append(f"normal/normal ({index}).png,normal,{7 if index > 8 else index},{use}")
-    rows += [f"{kind}/{kind} (1).png,{kind},99,test" for kind in ("benign", "malignant")]
+    # The second breast with a lesion is shown in a normal image too.
+    rows[5] = rows[5].replace(",5,", ",98,")
+    rows += [
+        "benign/benign (1).png,benign,98,test",
+        "malignant/malignant (1).png,malignant,99,test",
+    ]
     (busi_root / "split.csv").write_text("\n".join(rows))
     data = busi(busi_root)
-    assert {"normal (2)", "normal (3)"} < set(ids(data.test))
-    assert len(data.train) + len(data.validation) == 8
+    assert {"normal (2)", "normal (3)", "normal (5)"} < set(ids(data.test))
+    assert len(data.train) + len(data.validation) == 7
     assert not patients(data.train) & patients(data.validation)
     (busi_root / "split.csv").write_text("\n".join(rows[:-1]))
     with pytest.raises(InputError, match=r"found no line for malignant/malignant \(1\)\.png"):
@@ -291,10 +296,11 @@ def test_busi_near_duplicates_stay_on_one_side(busi_root):
     home = busi_root / "Dataset_BUSI_with_GT" / "normal"
     for index in range(4, 11):
         (home / f"normal ({index}).png").write_bytes((home / "normal (1).png").read_bytes())
+    same = {"normal (1)", *(f"normal ({index})" for index in range(4, 11))}
     for seed in range(4):
-        data = busi(busi_root, seed=seed)
-        normal = {entry.load().patient for entry in data.test if entry.case_id[0] == "n"}
-        assert not normal & patients(data.train + data.validation)
+        data = busi(busi_root, seed=seed, validation_fraction=0.5)
+        sides = [set(ids(part)) & same for part in (data.train, data.validation, data.test)]
+        assert sorted(map(len, sides)) == [0, 0, 8]
 
 
 def test_busi_that_cannot_be_used(busi_root, tmp_path):
@@ -407,7 +413,8 @@ def test_lgg_real_counts():
 
 
 def config(**fields):
-    return ml_collections.ConfigDict({"dataset": "folder", "data_dir": "", "seed": 0, **fields})
+    base = {"dataset": "folder", "data_dir": "", "validation_fraction": 0.2, "seed": 0}
+    return ml_collections.ConfigDict({**base, **fields})
 
 
 def test_load_dataset_dispatches(tmp_path, mood_root, busi_root, lgg_root):
@@ -419,7 +426,10 @@ def test_load_dataset_dispatches(tmp_path, mood_root, busi_root, lgg_root):
         ("BUSI", busi_root, {"dataset": "busi"}),
         ("LGG", lgg_root, {"dataset": "lgg"}),
     ]:
-        assert load_dataset(config(data_dir=str(root), **fields)).name == name
+        data = load_dataset(config(data_dir=str(root), validation_fraction=0.0, **fields))
+        assert data.name == name
+        assert data.train
+        assert not data.validation
     three = load_dataset(config(dataset="lgg", data_dir=str(lgg_root), channel="all"))
     assert three.train[0].load().image.shape[-1] == 3
 
@@ -443,6 +453,26 @@ def test_load_dataset_without_a_folder_means_phantom_for_mood_only(tmp_path):
         load_dataset(config(dataset="busi"))
     with pytest.raises(InputError, match="dataset: found 'mvtec'"):
         load_dataset(config(dataset="mvtec"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "axis"),
+    [
+        ({"dataset": "mood", "region": "brain"}, 2),
+        ({"dataset": "mood", "region": "abdomen"}, 1),
+        ({"dataset": "folder"}, 2),
+        ({"dataset": "folder", "slice_axis": 0}, 0),
+    ],
+)
+def test_slice_axis_is_that_of_the_training_volumes(tmp_path, mood_root, fields, axis):
+    root = mood_root
+    if fields["dataset"] == "folder":
+        root = tmp_path / "own"
+        for index in range(2):
+            put(root / "normal" / f"{index}.nii.gz", shape=(9, 8, 7))
+    settings = config(data_dir=str(root), **fields)
+    assert slice_axis(settings) == axis
+    assert load_dataset(settings).train[0].load().geometry.slice_axis == axis
 
 
 @needs_shared

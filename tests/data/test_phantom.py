@@ -73,6 +73,9 @@ def test_brain_left_mirrors_right_but_not_exactly(volumes):
         mirrored = brain[::-1]
         overlap = (brain & mirrored).sum() / (brain | mirrored).sum()
         assert 0.75 < overlap < 0.995
+        # White matter fills both halves alike, and so do all paired structures inside it.
+        left, right = (np.mean(half[half > 0] > 0.62) for half in (volume[:24], volume[24:]))
+        assert left == pytest.approx(right, rel=0.25)
         # Superior and inferior differ much more than left and right do.
         turned = brain[:, :, ::-1]
         assert (brain & turned).sum() / (brain | turned).sum() < overlap - 0.05

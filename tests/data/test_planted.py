@@ -92,6 +92,16 @@ def test_contrast_sets_the_change(kind, brain):
     assert strong > 1.3 * weak
 
 
+def test_a_change_below_three_percent_is_strengthened():
+    rows, columns = np.indices((64, 64)) / 63
+    image = (0.5 + 0.5 * rows * columns)[..., np.newaxis]  # without noise: 2.5 % would show
+    for seed in range(4):
+        result = plant(image, kind="intensity_shift", seed=seed, size=0.15, contrast=0.025)
+        assert 0.03 < result.contrast < 0.1
+        change = np.abs(result.image - image)[result.mask].mean()
+        assert change >= 0.03 * planted._scene(image).scale
+
+
 def test_uniform_blob_is_uniform_at_its_core_and_as_far_as_asked(brain):
     result = plant(brain, kind="uniform_blob", seed=5, size=0.15, contrast=0.4)
     core = ndimage.binary_erosion(result.mask, iterations=4)

@@ -181,6 +181,14 @@ def test_truncated_files_never_give_half_an_image(tmp_path, name, save, array, c
     assert num_good == 0
 
 
+def test_short_nifti_tells_both_sizes(tmp_path):
+    path = tmp_path / "a.nii"
+    save_nifti(path, VOLUME)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match="found 752 bytes where its header declares 772"):
+        read_image(path)
+
+
 def test_damaged_gzip_is_found_by_its_checksum(tmp_path):
     path = tmp_path / "a.nii.gz"
     plain = nib.Nifti1Image(VOLUME, AFFINE).to_bytes()

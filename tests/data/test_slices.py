@@ -206,9 +206,16 @@ def test_too_few_cases():
 def test_large_bank_is_the_same_on_disk(volumes, tmp_path):
     with pytest.raises(InputError, match=r"more than 3000 bytes.*give a cache_dir"):
         bank_of(volumes, max_bytes=3000)
-    disk = bank_of(volumes, max_bytes=3000, cache_dir=tmp_path / "cache")
+    cache, waiting = tmp_path / "cache", []
+
+    def look(done, total):
+        waiting.append(len(list(cache.rglob("*.npy"))))
+
+    disk = bank_of(volumes, max_bytes=3000, cache_dir=cache, progress=look)
+    # 256 bytes a slice: the first two cases are 3584, so all but the first wait on disk.
+    assert waiting == [0, 1, 2, 3]
     memory = bank_of(volumes)
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["slices.npy"]
+    assert [path.name for path in cache.iterdir()] == ["slices.npy"]
     assert_array_equal(disk.images, memory.images)
     for one, other in zip(disk.batch(0, 3, 8), memory.batch(0, 3, 8), strict=True):
         assert type(one) is np.ndarray

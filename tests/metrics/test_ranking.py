@@ -80,9 +80,10 @@ def test_equal_best_dice_gives_the_highest_threshold():
 
 
 def test_fpr_forgives_the_rounding_of_the_rate():
-    scores, labels = np.arange(30.0), np.arange(30) >= 10
-    scores[29] = -1  # 19 of the 20 positives stand above all negatives
-    assert metrics.fpr_at_tpr(scores, labels, tpr=1 - 0.05) == 0
+    # Three of ten positives stand above the negative, and 0.3 < 0.1 + 0.2 in floats.
+    scores, labels = np.arange(11.0), np.arange(11) != 7
+    assert metrics.fpr_at_tpr(scores, labels, tpr=0.1 + 0.2) == 0
+    assert metrics.fpr_at_tpr(scores, labels, tpr=0.31) == 1
 
 
 @pytest.mark.parametrize("labels", [np.zeros(4, bool), np.ones(4, bool), np.zeros(0)])

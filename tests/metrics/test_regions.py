@@ -155,6 +155,13 @@ def test_aupimo_matches_its_definition():
     assert_allclose(found, want, rtol=1e-9)
     assert (np.isnan(found) == [True, False, False, True, True]).all()
     assert 0.05 < np.nanmean(found) < 0.95
+    # Normal scores that are thresholds themselves count as found; the others are off the grid.
+    maps = np.clip(np.round(maps * 256) / 256, 0, 1)
+    maps[0, 0, :2] = 0, 1
+    maps[1:3] += 1 / 512
+    want = literal_aupimo(maps, masks, (1e-3, 0.9), 257)
+    found = metrics.aupimo(maps, masks, fpr_bounds=(1e-3, 0.9), num_thresholds=257)
+    assert_allclose(found, want, rtol=1e-9)
 
 
 def test_aupimo_in_the_clear_cases():

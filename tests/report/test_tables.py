@@ -3,6 +3,8 @@
 import json
 import math
 
+import numpy as np
+
 from caal_jax.report import results_table
 from caal_jax.report.tables import (
     bars_grid,
@@ -105,12 +107,20 @@ def test_bars_table_starts_with_this_run_and_keeps_its_reason():
     assert bars_grid({"pixel": {"ap": 0.5}}) is None
 
 
+def test_a_line_without_a_column_is_not_called_undefined(results):
+    results["by_kind"]["noise"]["pixel_aupro"] = 0.7
+    table = results_table(results)
+    assert line_of(table, "deformation").split()[-1] == "-"
+    assert "n/a" not in table
+
+
 def test_numbers_keep_their_meaning():
     assert text_of(0.00012) == "1.2e-04"
     assert text_of(0.0) == "0.000"
     assert text_of(12) == "12"
     assert text_of(True) == "yes"
-    assert setting_text(0.0003) == "0.0003"
+    assert setting_text((0.0003, "x")) == "0.0003, x"
+    assert setting_text(np.float64(0.00012345)) == "0.00012345"
     assert metric_named("image_auroc").label == "Image AUROC"
     assert metric_named("image_size").label == "Image size"
 

@@ -1,0 +1,68 @@
+import jax
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from caal_jax.synthesis import patches, pii
+from caal_jax.synthesis.poisson import interpolate
+
+KEYS = jax.random.split(jax.random.key(3), 4)
+
+
+def square_of(key, shape):
+    return patches.draw_square(
+        key,
+        shape,
+        foreground=None,
+        core_fraction=1.0,
+        half_width=(0.05, 0.2),
+        relative_to="first",
+        share=(0.05, 0.95),
+        num_classes=None,
+    )
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_equals_the_whole_image_solve_inside_the_drawn_square(pairs, normalise):
+    """`interpolate` itself faces SciPy; here the block, its place and the label are on trial."""
+    targets, sources, _ = pairs
+    shape = targets.shape[1:3]
+    # Centres anywhere, so that squares are cut off by the border.
+    found = jax.jit(jax.vmap(lambda *args: pii(*args, core_fraction=1.0, normalise=normalise)))(
+        KEYS, targets, sources
+    )
+    squares = jax.jit(jax.vmap(lambda key: square_of(key, shape)))(KEYS)
+    inside = jax.vmap(lambda s: patches.inside(s.rows, s.columns, shape))(squares)
+    expected = jax.jit(jax.vmap(lambda *args: interpolate(*args, normalise=normalise)))(
+        targets, sources, inside, squares.share
+    )
+    assert_allclose(found.image, expected, atol=2e-6)
+    border = np.pad(np.ones((shape[0] - 2, shape[1] - 2), bool), 1)[None, ..., None]
+    inside = np.asarray(inside) & border
+    untouched = ~inside[..., 0]
+    assert_array_equal(found.image[untouched], targets[untouched])
+    changed = np.any(
+        np.floor(found.image / np.float32(1e-3)) != np.floor(targets / np.float32(1e-3)),
+        -1,
+        keepdims=True,
+    )
+    share = np.asarray(squares.share)[:, None, None, None]
+    assert_array_equal(found.label, np.where(inside & changed, share, 0))
+    assert np.mean(np.asarray(found.label)[inside] > 0) > 0.9
+    assert not np.any(found.label_std)
+    assert any(
+        start == 0 or stop == n
+        for span, n in zip((squares.rows, squares.columns), shape, strict=True)
+        for start, stop in zip(span.start, span.stop, strict=True)
+    )
+
+
+def test_stays_in_the_range_of_each_target(pairs):
+    targets = 0.4 + 0.1 * pairs[0]
+    images = jax.jit(
+        jax.vmap(lambda *args: pii(*args, normalise=True, half_width=(0.3, 0.4), share=(1, 1)))
+    )(KEYS, targets, pairs[1]).image
+    for image, target in zip(images, targets, strict=True):
+        assert target.min() <= image.min()
+        assert image.max() <= target.max()
+    assert any(np.sum(x == t.min()) > 1 for x, t in zip(images, targets, strict=True))

@@ -1,0 +1,110 @@
+"""What holds for every task: signatures, ranges, and images of any size."""
+
+import functools
+import inspect
+import sys
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+from caal_jax.errors import InputError
+from caal_jax.synthesis import fpi, pii, probabilistic_pii
+
+TASKS = {
+    "fpi": fpi,
+    "pii": pii,
+    "probabilistic_pii": probabilistic_pii,
+    "reference": functools.partial(probabilistic_pii, form="reference"),
+}
+MODULES = [
+    sys.modules[f"caal_jax.synthesis.{name}"]
+    for name in ("patches", "poisson", "fpi", "pii", "probabilistic_pii")
+]
+
+
+@functools.cache
+def compiled(name):
+    return jax.jit(
+        lambda key, target, source, foreground: TASKS[name](
+            key, target, source, foreground=foreground
+        )
+    )
+
+
+def test_key_comes_first():
+    functions = [f for m in MODULES for f in vars(m).values() if inspect.isfunction(f)]
+    random = [f for f in functions if "key" in inspect.signature(f).parameters]
+    assert {f.__name__ for f in random} >= {"fpi", "pii", "draw", "draw_square", "draw_uniforms"}
+    for f in random:
+        assert next(iter(inspect.signature(f).parameters)) == "key", f
+
+
+@pytest.mark.parametrize("task", [fpi, pii, probabilistic_pii])
+def test_options_are_keyword_only(task):
+    kinds = [p.kind for p in inspect.signature(task).parameters.values()]
+    assert kinds[:3] == [inspect.Parameter.POSITIONAL_OR_KEYWORD] * 3
+    assert set(kinds[3:]) == {inspect.Parameter.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("shape", [(16, 16, 1), (19, 37, 3)])
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**31), fill=st.sampled_from([0.0, 0.02, 0.5, 1.0]))
+def test_any_image_gives_a_legal_anomaly(name, shape, seed, fill):
+    rng = np.random.default_rng(seed)
+    # Flat, binary and noisy images; foregrounds from empty to full.
+    target, source = (
+        rng.random(shape, np.float32) ** np.float32(rng.choice([0, 1, 9])) for _ in range(2)
+    )
+    foreground = rng.random((*shape[:2], 1)) < fill
+    image, label, label_std = map(
+        np.asarray, compiled(name)(jax.random.key(seed), target, source, foreground)
+    )
+    assert image.dtype == label.dtype == label_std.dtype == np.float32
+    assert image.shape == shape
+    assert label.shape == label_std.shape == (*shape[:2], 1)
+    assert np.isfinite(image).all()
+    assert np.isfinite(label_std).all()
+    assert label_std.min() >= 0
+    assert label.min() >= 0
+    if name != "reference":
+        assert label.max() <= 1
+        assert min(target.min(), source.min()) - 1e-6 <= image.min()
+        assert image.max() <= max(target.max(), source.max()) + 1e-6
+    assert not np.any(label[~foreground])
+    assert not np.any(label_std[~foreground])
+    if name != "reference" and not foreground.any():
+        assert_array_equal(image, target)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_keys_decide(name):
+    rng = np.random.default_rng(0)
+    args = rng.random((19, 37, 3), np.float32), rng.random((19, 37, 3), np.float32)
+    full = np.ones((19, 37, 1), bool)
+    images = [compiled(name)(jax.random.key(k), *args, full).image for k in (0, 0, 1)]
+    assert_array_equal(images[0], images[1])
+    assert np.any(images[0] != images[2])
+
+
+@pytest.mark.parametrize("task", [fpi, pii, probabilistic_pii])
+def test_batches_and_mismatches_are_refused(task):
+    image = np.zeros((2, 16, 16, 1), np.float32)
+    key = jax.random.key(0)
+    with pytest.raises(InputError, match="vmap"):
+        task(key, image, image)
+    with pytest.raises(InputError, match="foreground"):
+        task(key, image[0], image[0], foreground=np.ones((16, 16), bool))
+
+
+def test_unknown_choices_are_named():
+    image = np.zeros((16, 16, 1), np.float32)
+    for field in ("form", "style", "weighting", "std"):
+        with pytest.raises(InputError, match=field):
+            probabilistic_pii(jax.random.key(0), image, image, **{field: "x"})
+    with pytest.raises(InputError, match="relative_to"):
+        fpi(jax.random.key(0), image, image, relative_to="second")

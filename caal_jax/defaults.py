@@ -13,14 +13,17 @@ def training_config():
     # Data: what is read and how it is brought to one size.
     config.dataset = "folder"  # mood, folder, busi or lgg
     config.data_dir = ""  # mood: "" means the built-in phantom
+    config.slice_axis = 2  # folder: the axis of volumes that slices are cut along
     config.validation_fraction = 0.2  # of the healthy patients; never trained on
     config.image_size = 128  # side in pixels of what the network sees
     config.foreground_threshold = 0.05  # of the robust intensity range
 
     # The synthetic anomalies, made on the device inside the training step.
-    config.task = "pii"  # fpi, pii or probabilistic_pii
+    config.task = "fpi"  # fpi, pii or probabilistic_pii
     config.equalise = "preprocess"  # preprocess (histogram-equalise every image) or none
     config.equalise_foreground = True  # histogram of the foreground alone, background stays 0
+    config.num_patches = 3  # at most, per image, each blended into the last result
+    config.source_jitter = True  # flips, shifts and new intensities for what is blended in
     config.clean_fraction = 0.25  # of each batch is left healthy, with an empty label
 
     # The localiser.
@@ -34,7 +37,7 @@ def training_config():
     config.num_members = 3  # of the deep ensemble
     config.num_steps = 1000
     config.batch_size = 16  # per member
-    config.learning_rate = 2e-3  # peak; linear warm-up, cosine decay to zero
+    config.learning_rate = 5e-3  # peak; linear warm-up, cosine decay to zero
     config.warmup_steps = 50
     config.weight_decay = 1e-4
     config.log_steps = 20

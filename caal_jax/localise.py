@@ -101,8 +101,7 @@ class Predictor:
             return parallel.sum_over_members(sums, layout), sketches
 
         self._round = parallel.lift(one_round, layout)
-        place = parallel.lift(lambda member: member, layout)
-        self._members = [place(member) for member in parallel.spread(members, layout)]
+        self._members = parallel.place(parallel.spread(members, layout), layout)
         self._live = [parallel.live_slots(layout, r) for r in range(layout.rounds)]
         self._belief = jax.jit(beliefs.belief)
 

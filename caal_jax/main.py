@@ -6,7 +6,7 @@ python -m caal_jax.main --config=configs/mood.py [--workdir=DIR] [--mode=train_a
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from caal_jax import report
@@ -49,6 +49,7 @@ def train_and_evaluate(config, workdir, mode="train_and_evaluate"):
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; options start with --")
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of its work at INFO
     config = CONFIG.value
     name = Path(flags.FLAGS["config"].config_filename).stem
     try:

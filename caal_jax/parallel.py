@@ -105,6 +105,15 @@ def spread(members, layout):
     return rounds
 
 
+def place(rounds, layout):
+    """Puts the trees of `spread` on their devices, as a lifted function leaves its results.
+
+    A first call with host arrays would be compiled for those, and the second one again.
+    """
+    move = lift(lambda tree: tree, layout)
+    return [move(tree) for tree in rounds]
+
+
 def gather(rounds, layout):
     """The inverse of `spread`: one pytree (devices, ...) per round -> members (M, ...) in NumPy."""
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from caal_jax import files, report
 from caal_jax.data import slice_axis
-from caal_jax.data.readers import image_files, read_image
+from caal_jax.data.readers import image_files, read_image, stem_of
 from caal_jax.errors import InputError
 from caal_jax.evaluate import gallery_item, safe_row, write_maps
 from caal_jax.localise import FinishedRun
@@ -86,7 +86,7 @@ def output_names(paths, source):
     names, taken = [], set()
     for path in paths:
         relative = path.relative_to(source) if path != source else Path(path.name)
-        stem = files.safe_name(str(relative.with_name(relative.name.split(".")[0])))
+        stem = files.safe_name(str(relative.parent / stem_of(relative)))
         name, number = stem, 2
         while name in taken:
             name, number = f"{stem}_{number}", number + 1

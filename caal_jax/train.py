@@ -1,7 +1,6 @@
 """train(config, workdir): one loop for every task, localiser and number of devices."""
 
 import contextlib
-import functools
 import json
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ import optax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from caal_jax import files, metrics, parallel
+from caal_jax import files, parallel
 from caal_jax.checkpoint import Checkpoints
 from caal_jax.confidence import calibration, decision
 from caal_jax.data.slices import SliceBank
@@ -28,7 +27,7 @@ from caal_jax.localise import (
     image_scores,
     new_models,
 )
-from caal_jax.synthesis import Anomaly, fpi, pii, probabilistic_pii
+from caal_jax.synthesis import Anomaly, fpi, jitter_source, pii, probabilistic_pii
 
 MIN_SYNTHETIC = 48  # held-out synthetic cases, made from as many healthy ones as there are
 
@@ -64,20 +63,43 @@ def learning_rate(config):
 def build_corrupt(config):
     """`corrupt(key, target, source, foreground) -> Anomaly` for one prepared pair.
 
-    With probability `clean_fraction` the target stays as it is, with an empty label.
+    One to `num_patches` times, equally likely, each on the result of the last; labels are joined
+    by their maximum. With `source_jitter` every patch comes from a newly jittered source.
     """
     task = build_task(config)
 
-    def corrupt(key, target, source, foreground):
-        task_key, clean_key = jax.random.split(key)
-        anomaly = task(task_key, target, source, foreground=foreground)
-        empty = jnp.zeros_like(anomaly.label)
-        clean = jax.random.bernoulli(clean_key, config.clean_fraction)
-        return jax.tree.map(
-            lambda kept, made: jnp.where(clean, kept, made), Anomaly(target, empty, empty), anomaly
+    def once(key, anomaly, source, foreground):
+        task_key, jitter_key = jax.random.split(key)
+        if config.source_jitter:
+            source = jitter_source(jitter_key, source)
+        made = task(task_key, anomaly.image, source, foreground=foreground)
+        return Anomaly(
+            made.image,
+            jnp.maximum(anomaly.label, made.label),
+            jnp.maximum(anomaly.label_std, made.label_std),
         )
 
+    def corrupt(key, target, source, foreground):
+        count_key, key = jax.random.split(key)
+        count = jax.random.randint(count_key, (), 1, config.num_patches + 1)
+        anomaly = healthy(target)
+        for patch in range(config.num_patches):
+            made = once(jax.random.fold_in(key, patch), anomaly, source, foreground)
+            anomaly = choose(patch < count, made, anomaly)
+        return anomaly
+
     return corrupt
+
+
+def healthy(image):
+    """An image (..., C) as an `Anomaly` with nothing to find."""
+    empty = jnp.zeros_like(image[..., :1])
+    return Anomaly(image, empty, empty)
+
+
+def choose(condition, first, second):
+    """One of two `Anomaly`s, by a condition that broadcasts against their arrays."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)
 
 
 def build_step(config, layout):
@@ -87,7 +109,13 @@ def build_step(config, layout):
     `Batch`; returns the new state and the member's losses.
     """
     localiser, optimizer = build_localiser(config), build_optimizer(config)
-    prepare, corrupt = jax.vmap(build_prepare(config)), jax.vmap(build_corrupt(config))
+    prepare, corrupt_one = jax.vmap(build_prepare(config)), build_corrupt(config)
+
+    @jax.vmap
+    def corrupt(key, target, source, foreground):
+        key, clean_key = jax.random.split(key)
+        clean = jax.random.bernoulli(clean_key, config.clean_fraction)
+        return choose(clean, healthy(target), corrupt_one(key, target, source, foreground))
 
     def step(state, number, batch):
         size = len(batch.low)
@@ -145,7 +173,7 @@ def train(config, workdir, dataset):
 
     with Checkpoints(workdir) as checkpoints, log(workdir, config) as write:
         state, start = starting_state(config, channels, checkpoints)
-        rounds = parallel.spread(state, layout)
+        rounds = parallel.place(parallel.spread(state, layout), layout)
         lifted = parallel.lift(build_step(config, layout), layout, donate_first=True)
         seeds = [member_seed(config, m) for m in range(config.num_members)]
         began, losses = time.monotonic(), [None] * layout.rounds
@@ -259,25 +287,23 @@ def decide(config, workdir, dataset, bank, predictor):
     anomalies of the training task, made with keys that training never used: `MIN_SYNTHETIC` or
     more in all. Scores of both give the calibration of images, pixels of both the temperature.
     """
-    if not dataset.validation:
-        raise InputError(
-            "validation cases",
-            found="none",
-            expected="held-out healthy cases, to set the threshold",
-            remedy="Add healthy cases, or raise config.validation_fraction.",
-        )
-    corrupt = jax.jit(jax.vmap(functools.partial(_corrupt, build_task(config))))
+    corrupt = jax.jit(jax.vmap(build_corrupt(config)))
     key = jax.random.fold_in(jax.random.key(config.seed), CALIBRATE_DRAW)
-    pixels = metrics.ScoreHistogram()
-    healthy, synthetic = [], []
-    repeats = -(-MIN_SYNTHETIC // len(dataset.validation))
+    sums = 0.0
+    normal, synthetic = [], []
+    repeats = -(-MIN_SYNTHETIC // max(1, len(dataset.validation)))
     channels, size = bank.images.shape[-1], config.image_size
     for number, entry in enumerate(tqdm(dataset.validation, desc="calibrating", unit="case")):
-        case = case_stack(entry.load(), image_size=size, channels=channels)
+        try:
+            case = case_stack(entry.load(), image_size=size, channels=channels)
+        except InputError as error:
+            tqdm.write(f"skipped: {error}")
+            continue
         image, foreground = predictor.prepare(case.raw, case.low, case.high)
         found = predictor(image, foreground)
-        healthy.append(image_scores(found, config.score_fraction)[0])
-        pixels.update(found.belief.mean, np.zeros_like(found.belief.mean))
+        mean = found.belief.mean
+        normal.append(image_scores(found, config.score_fraction)[0])
+        sums += calibration.calibration_sums(mean, np.zeros_like(mean))
         for repeat in range(repeats):
             rng = np.random.default_rng((config.seed, number, repeat))
             made = _synthetic_case(
@@ -291,26 +317,25 @@ def decide(config, workdir, dataset, bank, predictor):
             )
             found = predictor(made.image, foreground)
             synthetic.append(image_scores(found, config.score_fraction)[0])
-            pixels.update(found.belief.mean, np.asarray(made.label)[..., 0])
-    negatives, positives, totals = pixels.statistics.T
-    counts = negatives + positives
-    means = np.divide(totals, counts, where=counts > 0, out=np.zeros_like(totals))
-    labels = np.divide(positives, counts, where=counts > 0, out=np.zeros_like(totals))
-    limit = decision.image_threshold(healthy, false_positive_rate=config.false_positive_rate)
+            sums += calibration.calibration_sums(found.belief.mean, np.asarray(made.label)[..., 0])
+    if not normal:
+        raise InputError(
+            "validation cases",
+            found=f"none usable among {len(dataset.validation)}",
+            expected="held-out healthy cases, to set the threshold",
+            remedy="Add healthy cases or repair those named above.",
+        )
+    limit = decision.image_threshold(normal, false_positive_rate=config.false_positive_rate)
     decisions = Decisions(
-        pixel=calibration.fit_temperature(np.clip(means, 0, 1), np.clip(labels, 0, 1), counts),
+        pixel=calibration.fit_temperature_from_sums(sums),
         # As many healthy as corrupted: a probability of one half means as likely as not.
-        image=calibration.fit_image_calibration(np.repeat(healthy, repeats), synthetic),
-        healthy_scores=tuple(healthy),
+        image=calibration.fit_image_calibration(np.repeat(normal, repeats), synthetic),
+        healthy_scores=tuple(normal),
         threshold=limit.threshold,
         false_positive_rate=limit.false_positive_rate,
     )
     files.write_text(workdir / "decisions.json", decisions.to_json())
     return decisions
-
-
-def _corrupt(task, key, target, source, foreground):
-    return task(key, target, source, foreground=foreground)
 
 
 def _synthetic_case(corrupt, key, rng, bank, predictor, image, foreground):
@@ -329,7 +354,4 @@ def _synthetic_case(corrupt, key, rng, bank, predictor, image, foreground):
     sources = bank.nearest(np.full(depth, case), positions)
     source = predictor.prepare(bank.images[sources], bank.low[sources], bank.high[sources])
     made = corrupt(jax.random.split(key, depth), image, source.image, foreground)
-    empty = jnp.zeros_like(made.label)
-    return jax.tree.map(
-        lambda new, old: np.where(inside, new, old), made, Anomaly(image, empty, empty)
-    )
+    return choose(inside, made, healthy(image))

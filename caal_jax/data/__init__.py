@@ -46,7 +46,7 @@ def load_dataset(config):
     if config.dataset == "mood":
         return mood.mood(root, region=config.region, **split)
     if config.dataset == "busi":
-        return busi.busi(root, extra_normals=config.get("extra_normals"), **split)
+        return busi.busi(root, extra_normals=config.get("extra_normals") or None, **split)
     if config.dataset == "lgg":
         return lgg.lgg(root, channel=config.get("channel", "flair"), **split)
     return folder.folder(root, slice_axis=slice_axis(config), **split)

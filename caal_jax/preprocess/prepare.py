@@ -26,8 +26,5 @@ def prepare(raw, low, high, *, equalise, equalise_foreground, foreground_thresho
     image = rescale(raw, low, high)
     mask = foreground(image, threshold=foreground_threshold)
     if equalise == "preprocess":
-        if equalise_foreground:
-            image = equalize_foreground(image, mask)
-        else:
-            image = equalize_hist(image)
+        image = equalize_foreground(image, mask) if equalise_foreground else equalize_hist(image)
     return Prepared(jnp.asarray(image, jnp.float32), mask)

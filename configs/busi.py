@@ -1,0 +1,15 @@
+"""BUSI, breast ultrasound: trained on normal images, tested on normal, benign and malignant ones.
+
+python -m caal_jax.main --config=configs/busi.py --config.data_dir=/data/BUSI
+"""
+
+from caal_jax.defaults import training_config
+
+
+def get_config():
+    config = training_config()
+    config.dataset = "busi"
+    config.extra_normals = ""  # a second root of normal images, for training only
+    config.foreground_threshold = 0.02  # shadows are dark and still part of the breast
+    config.num_steps = 400
+    return config

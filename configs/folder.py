@@ -1,0 +1,13 @@
+"""Your own images: DIR/normal for training, DIR/test/{good,...} if you have any.
+
+python -m caal_jax.main --config=configs/folder.py --config.data_dir=DIR
+"""
+
+from caal_jax.defaults import training_config
+
+
+def get_config():
+    config = training_config()
+    config.dataset = "folder"
+    config.num_steps = 600
+    return config

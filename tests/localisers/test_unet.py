@@ -1,0 +1,207 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.special import expit, ndtri, xlogy
+
+from caal_jax.localisers import unet
+from caal_jax.localisers.unet import UNet, double, drop_channels, space_to_depth
+from caal_jax.synthesis import Anomaly
+
+RNG = np.random.default_rng(0)
+SIZE = {"width": 4, "depth": 2}
+PLAIN, DROPPING = unet(**SIZE), unet(**SIZE, dropout=0.5)
+KEY = jax.random.key(1)
+
+forward = jax.jit(UNet(**SIZE).apply)
+draw_plain = jax.jit(PLAIN.sample, static_argnums=3)
+draw_dropping = jax.jit(DROPPING.sample, static_argnums=3)
+plain_gradient = jax.jit(jax.value_and_grad(PLAIN.loss, has_aux=True))
+dropping_loss = jax.jit(DROPPING.loss)
+
+
+def make_batch():
+    image = RNG.random((4, 16, 16, 1), np.float32)
+    label = np.zeros_like(image)
+    label[:3, 4:10, 5:12] = np.float32([0.3, 0.7, 1.0])[:, None, None, None]
+    return Anomaly(image + label * (1 - image), label, 0.2 * label)
+
+
+BATCH = make_batch()
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return jax.jit(PLAIN.init)(jax.random.key(0), BATCH.image[0])
+
+
+def head(variables):
+    """The last layer's name: the one with a kernel onto two channels."""
+    params = variables["params"]
+    (name,) = [n for n in params if n.startswith("Conv_") and params[n]["kernel"].shape[-1] == 2]
+    return name
+
+
+def with_head(variables, *, bias, kernel=0.0):
+    """The network with its last kernel scaled, per output channel, and its last bias replaced."""
+    name = head(variables)
+    kernel = variables["params"][name]["kernel"] * jnp.broadcast_to(
+        jnp.float32(kernel), variables["params"][name]["kernel"].shape
+    )
+    new = {"kernel": kernel, "bias": jnp.float32(bias)}
+    return {"params": {**variables["params"], name: new}}
+
+
+@pytest.mark.parametrize("stem", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 16, 16, 1), (2, 13, 18, 1), (1, 7, 33, 3), (3, 1, 2, 2)])
+def test_output_is_as_large_as_the_image(shape, stem):
+    net = UNet(width=4, depth=3, stem=stem)
+    output, _ = jax.eval_shape(net.init_with_output, KEY, jnp.zeros(shape))
+    assert output.shape == (*shape[:3], 2)
+    assert output.dtype == jnp.float32
+
+
+def test_odd_sizes_are_edge_padded_and_cropped_back_in_place(variables):
+    image = BATCH.image[:, :13, :14]
+    padded = np.pad(image, ((0, 0), (0, 3), (0, 2), (0, 0)), mode="edge")
+    expected = forward(variables, padded)[:, :13, :14]
+    assert_allclose(forward(variables, image), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "channels", "golden"),
+    [
+        # Width 4, depth 2, by hand. Level 0: 9 * (16 + 16) + 16 norm; level 1: 9 * (32 + 64) + 32;
+        # up: 36 + 9 * (32 + 16) + 16; full resolution: 20 + 9 * 20 + 8; head: 10.
+        (SIZE, 1, 1902),
+        (SIZE, 3, 1902 + 9 * (8 * 4 + 2 * 4)),
+        ({**SIZE, "stem": 1}, 1, 1902 - 9 * 3 * 4 - 20 - 9 * 20 - 8),
+        ({}, 1, 451_426),
+    ],
+)
+def test_number_of_parameters(options, channels, golden):
+    variables = jax.eval_shape(unet(**options).init, KEY, jnp.zeros((16, 16, channels)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == golden
+
+
+def test_double_repeats_every_pixel():
+    x = RNG.random((2, 3, 5, 4))
+    assert_array_equal(double(jnp.float32(x)), np.float32(x).repeat(2, 1).repeat(2, 2))
+
+
+def test_space_to_depth_keeps_every_value():
+    x = np.float32(RNG.random((2, 6, 10, 3)))
+    found = np.asarray(space_to_depth(jnp.asarray(x)))
+    assert found.shape == (2, 3, 5, 12)
+    for row in range(2):
+        for column in range(2):
+            first = 3 * (2 * row + column)
+            expected = x[:, row::2, column::2]
+            assert_array_equal(found[..., first : first + 3], expected)
+
+
+def test_dropout_zeroes_whole_channels_and_scales_the_rest():
+    x = np.float32(1 + RNG.random((64, 2, 3, 20)))
+    found = np.asarray(drop_channels(jnp.asarray(x), 0.2, jax.random.split(KEY, 64)))
+    kept = (found != 0).all((1, 2))
+    assert_allclose(found, np.where(kept[:, None, None], x / np.float32(0.8), 0), rtol=1e-6)
+    assert abs(kept.mean() - 0.8) < 4 * np.sqrt(0.8 * 0.2 / kept.size)
+    assert (kept != kept[0]).any()
+
+
+@pytest.mark.parametrize("draw", [draw_plain, draw_dropping])
+def test_one_sample_is_the_probability_of_the_logit(draw, variables):
+    expected = expit(np.asarray(forward(variables, BATCH.image))[..., :1])
+    found = draw(variables, KEY, BATCH.image, 1)
+    assert found.shape == (1, 4, 16, 16, 1)
+    assert_allclose(found[0], expected, atol=1e-6)
+    assert_array_equal(found, draw(variables, jax.random.key(7), BATCH.image, 1))
+
+
+def test_samples_without_dropout_are_normal_quantiles_of_the_std(variables):
+    flat = with_head(variables, bias=[0.4, -3.0])
+    found = np.asarray(draw_plain(flat, KEY, BATCH.image, 4))
+    z = ndtri([0.125, 0.375, 0.625, 0.875])
+    expected = expit(0.4) + z * np.log1p(np.exp(-3.0))
+    assert_allclose(found, np.broadcast_to(expected[:, None, None, None, None], found.shape), 2e-6)
+    assert_allclose(found.mean(0), expit(0.4), rtol=1e-6)
+    wide = np.asarray(draw_plain(with_head(flat, bias=[0.4, 3.0]), KEY, BATCH.image, 4))
+    assert wide.min() == 0
+    assert wide.max() == 1
+
+
+def test_dropout_draws_depend_on_key_and_number_and_not_on_batch_mates(variables):
+    # No std: whatever differs between draws comes from dropout.
+    certain = with_head(variables, bias=[0.0, -30.0], kernel=[1.0, 0.0])
+    draws = np.asarray(draw_dropping(certain, KEY, BATCH.image, 3))
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert (np.abs(draws[one] - draws[other]).max((1, 2, 3)) > 0.01).all()
+    again = draw_dropping(certain, jax.random.key(2), BATCH.image, 3)
+    assert (np.abs(draws - again).max((2, 3, 4)) > 0.01).all()
+    alone = draw_dropping(certain, KEY, BATCH.image[2:3], 3)
+    assert_allclose(alone, draws[:, 2:3], atol=1e-5)
+    reverse = draw_dropping(certain, KEY, BATCH.image[::-1], 3)
+    assert_allclose(reverse, draws[:, ::-1], atol=1e-5)
+
+
+def test_a_loss_with_a_key_per_example_can_be_split_over_devices(variables):
+    keys = jax.random.split(KEY, 4)
+    whole = dropping_loss(variables, keys, BATCH)
+    halves = [
+        dropping_loss(variables, keys[part], jax.tree.map(lambda a, part=part: a[part], BATCH))
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *halves)
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-5), whole, mean)
+    other, _ = dropping_loss(variables, keys[::-1], BATCH)
+    assert abs(other - whole[0]) > 1e-4  # dropout is on
+
+
+def test_loss_and_the_gradient_of_both_heads(variables):
+    logit, spread = np.split(np.float64(forward(variables, BATCH.image)), 2, axis=-1)
+    std = np.log1p(np.exp(spread))
+    bce = np.mean(np.log1p(np.exp(logit)) - BATCH.label * logit)
+    squares = np.mean((std - BATCH.label_std) ** 2)
+    (loss, parts), gradient = plain_gradient(variables, KEY, BATCH)
+    assert_allclose([loss, parts["bce"], parts["std"]], [bce + squares, bce, squares], rtol=1e-5)
+    bias = [
+        np.mean(expit(logit) - BATCH.label),
+        np.mean(2 * (std - BATCH.label_std) * expit(spread)),
+    ]
+    gradient = gradient["params"][head(variables)]
+    assert_allclose(gradient["bias"], bias, rtol=1e-4, atol=1e-8)
+    assert abs(bias[1]) > 1e-6
+    assert np.abs(gradient["kernel"][..., 1]).max() > 1e-6
+
+
+def test_std_weight_scales_its_part_alone(variables):
+    value, parts = jax.jit(unet(**SIZE, std_weight=3.0).loss)(variables, KEY, BATCH)
+    assert_allclose(value, parts["bce"] + 3 * parts["std"], rtol=1e-6)
+
+
+def test_starts_at_the_rate_of_anomalies(variables):
+    assert_allclose(expit(np.asarray(variables["params"][head(variables)]["bias"])[0]), 0.02, 1e-5)
+    probability = draw_plain(variables, KEY, BATCH.image, 1)
+    assert 0.005 < np.median(probability) < 0.08
+
+
+def test_learns_one_batch_by_heart(variables):
+    optimizer = optax.adam(2e-2)
+    p = np.float64(BATCH.label)
+    floor = -np.mean(xlogy(p, p) + xlogy(1 - p, 1 - p))
+
+    @jax.jit
+    def step(params, state):
+        (_, parts), gradient = jax.value_and_grad(PLAIN.loss, has_aux=True)(params, KEY, BATCH)
+        update, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, update), state, parts
+
+    params, state = variables, optimizer.init(variables)
+    for _ in range(80):
+        params, state, parts = step(params, state)
+    before = plain_gradient(variables, KEY, BATCH)[0][1]
+    assert before["bce"] - floor > 0.2
+    assert parts["bce"] - floor < 0.02
+    assert parts["std"] < before["std"] / 3

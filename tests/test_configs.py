@@ -1,0 +1,111 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from caal_jax.defaults import training_config
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+# What outside scripts set on the command line of every config.
+PUBLIC = {
+    "seed": int,
+    "data_dir": str,
+    "image_size": int,
+    "batch_size": int,
+    "num_steps": int,
+    "num_members": int,
+    "task": str,
+    "equalise": str,
+    "localiser": str,
+    "learning_rate": float,
+}
+# configs/mood.py: on the phantom, and with a data directory.
+MOOD = {
+    "image_size": (64, 256),
+    "width": (16, 32),
+    "depth": (4, 6),
+    "num_members": (2, 5),
+    "num_steps": (1600, 50_000),
+    "warmup_steps": (50, 500),
+    "checkpoint_steps": (400, 1000),
+}
+
+
+def load(name, *options):
+    """A config with options set and locked as on the binary's command line."""
+    (path,) = [path for path in CONFIGS if path.stem == name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    argv = ["main", *(f"--config.{option}" for option in options)]
+    values = flags.FlagValues()
+    flag = config_flags.DEFINE_config_dict(
+        "config", module.get_config(), flag_values=values, sys_argv=argv
+    )
+    values(argv)
+    return flag.value
+
+
+@pytest.fixture(params=[path.stem for path in CONFIGS])
+def name(request):
+    return request.param
+
+
+def test_the_configs_are_found():
+    assert {"mood", "busi", "lgg", "folder"} <= {path.stem for path in CONFIGS}
+
+
+def test_public_fields_are_there_and_can_be_set(name):
+    config = load(name)
+    assert {field: type(config[field]) for field in PUBLIC} == PUBLIC
+    assert set(training_config()) <= set(config)
+    assert config.data_dir == ""
+    config = load(name, "num_members=7", "num_steps=20", "learning_rate=0.5", "data_dir=/data")
+    assert (config.num_members, config.num_steps) == (7, 20)
+    assert (config.learning_rate, config.data_dir) == (0.5, "/data")
+
+
+def test_only_the_dataset_named_after_the_file_is_read(name):
+    assert load(name).dataset == name
+
+
+def test_a_mistyped_field_is_refused_with_the_right_one(name):
+    with pytest.raises(AttributeError, match=r'(?s)num_step\b.*Did you mean "num_steps"'):
+        load(name, "num_step=3")
+    with pytest.raises(AttributeError, match=r'Did you mean "num_members"'):
+        load(name).num_member = 3
+
+
+def test_json_round_trip(name):
+    for options in ((), ("data_dir=/data", "num_steps=20")):
+        config = load(name, *options)
+        told = json.loads(config.to_json())
+        again = ConfigDict(told)
+        assert again.to_dict() == config.to_dict()
+        assert json.loads(again.to_json()) == told
+
+
+def test_mood_follows_its_data_directory():
+    phantom, real = load("mood"), load("mood", "data_dir=/data/mood")
+    for field, (small, full) in MOOD.items():
+        assert phantom[field] == small, field
+        assert real[field] == full, field
+    changed = {field for field in phantom if phantom[field] != real[field]}
+    assert changed == {"data_dir", *MOOD}
+    assert json.loads(real.to_json())["image_size"] == 256
+
+
+@pytest.mark.parametrize("options", [("width=8", "data_dir=/data"), ("data_dir=/data", "width=8")])
+def test_a_field_set_by_hand_wins_in_any_order(options):
+    config = load("mood", *options)
+    assert config.width == 8
+    assert config.depth == MOOD["depth"][1]
+    assert load("mood", "width=8").width == 8
+
+
+def test_configs_do_not_share_their_values():
+    load("mood", "num_steps=3")
+    assert load("mood").num_steps == MOOD["num_steps"][0]

@@ -1,0 +1,233 @@
+"""The whole path on tiny data: train, resume, evaluate, predict, on one device and on eight."""
+
+import json
+import shutil
+
+import jax
+import nibabel as nib
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from caal_jax import localise, parallel
+from caal_jax.checkpoint import Checkpoints
+from caal_jax.data.phantom import make_volume, phantom_dataset
+from caal_jax.defaults import training_config
+from caal_jax.errors import InputError
+from caal_jax.evaluate import choose_gallery, evaluate, rank_scale, read_history, safe_row
+from caal_jax.predict import output_names, predict
+from caal_jax.report import GalleryItem
+from caal_jax.train import train
+
+DESIGN_KEYS = {
+    "pixel": {"ap", "auroc", "aupro", "best_dice", "fpr95"},
+    "image": {"ap", "auroc"},
+    "confidence": {"ece", "brier", "nll", "aurc", "error_auroc"},
+    "data": {"name", "is_phantom", "num_train", "num_test"},
+    "run": {"config", "seed", "versions", "device", "wall_seconds"},
+}
+
+
+def tiny_config(**changes):
+    config = training_config()
+    config.dataset, config.region = "mood", "brain"
+    config.image_size, config.width, config.depth = 32, 4, 2
+    config.batch_size, config.num_steps, config.warmup_steps = 8, 4, 1
+    config.log_steps, config.checkpoint_steps, config.num_resamples = 1, 2, 20
+    config.num_patches = 1
+    config.num_members = 1
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return phantom_dataset(
+        region="brain", size=32, num_train=3, num_validation=2, num_test=4, seed=3
+    )
+
+
+def members(workdir, config):
+    template = jax.eval_shape(lambda: localise.new_models(config, 1))
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.latest_step(), checkpoints.restore(model=template)["model"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, dataset):
+    """A trained and evaluated workdir of two members: (workdir, config, results)."""
+    workdir = tmp_path_factory.mktemp("finished")
+    config = tiny_config(num_members=2, dropout=0.2)
+    train(config, workdir, dataset)
+    return workdir, config, evaluate(config, workdir, dataset)
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    workdir, _, results = finished
+    assert json.loads((workdir / "metrics.json").read_text()) == results
+    for section, keys in DESIGN_KEYS.items():
+        assert keys <= results[section].keys()
+    assert results["data"]["is_phantom"]
+    for name in ("config.json", "metrics.jsonl", "decisions.json", "report.html"):
+        assert (workdir / name).stat().st_size > 0
+    assert "phantom" in (workdir / "report.html").read_text().lower()
+    assert list((workdir / "tensorboard").glob("events*"))
+    lines = (workdir / "predictions" / "scores.csv").read_text().splitlines()
+    assert len(lines) == 1 + 4
+    assert len(list((workdir / "predictions").glob("*_anomaly.nii.gz"))) == 4
+    assert [line["step"] for line in read_history(workdir)] == [1, 2, 3, 4]
+
+
+def test_resuming_equals_the_unbroken_run(tmp_path, finished, dataset):
+    workdir, config, _ = finished
+    broken = tmp_path / "broken"
+    shutil.copytree(workdir, broken)
+    shutil.rmtree(broken / "checkpoints" / "4")
+    (broken / "decisions.json").unlink()
+    train(config, broken, dataset)
+    (step, whole), (step_again, resumed) = members(workdir, config), members(broken, config)
+    assert step == step_again == 4
+    jax.tree.map(assert_array_equal, whole, resumed)
+
+    def losses(path):
+        return [line["loss"] for line in read_history(path)]
+
+    assert losses(broken) == losses(workdir)
+    assert (broken / "decisions.json").read_text() == (workdir / "decisions.json").read_text()
+
+
+@pytest.mark.parametrize("num_members", [1, 3, 8])
+def test_eight_devices_equal_one(tmp_path, monkeypatch, dataset, num_members):
+    config = tiny_config(num_members=num_members, num_steps=2, dropout=0.2)
+    config.num_samples = 2
+    train(config, tmp_path / "eight", dataset)
+    real_plan = parallel.plan
+    monkeypatch.setattr(
+        parallel, "plan", lambda m, b: real_plan(m, b, devices=jax.local_devices()[:1])
+    )
+    train(config, tmp_path / "one", dataset)
+    _, eight = members(tmp_path / "eight", config)
+    _, one = members(tmp_path / "one", config)
+    jax.tree.map(lambda a, b: assert_allclose(a, b, atol=2e-5), eight, one)
+    decisions = [
+        localise.Decisions.from_json((tmp_path / name / "decisions.json").read_text())
+        for name in ("eight", "one")
+    ]
+    assert_allclose(decisions[0].healthy_scores, decisions[1].healthy_scores, atol=1e-5)
+
+
+def test_a_member_does_not_depend_on_the_ensemble():
+    alone = localise.new_models(tiny_config(num_members=1), 1)
+    many = localise.new_models(tiny_config(num_members=3), 1)
+    jax.tree.map(lambda a, b: assert_array_equal(a[0], b[0]), alone, many)
+    kernels = jax.tree.leaves(many["params"])
+    assert any(np.abs(k[0] - k[1]).max() > 0 for k in kernels)
+
+
+def test_a_workdir_of_another_config_is_refused(finished, dataset):
+    workdir, config, _ = finished
+    other = config.copy_and_resolve_references()
+    other.learning_rate = 0.5
+    with pytest.raises(InputError, match="learning_rate"):
+        train(other, workdir, dataset)
+
+
+@pytest.mark.parametrize("field", ["task", "equalise", "localiser"])
+def test_unknown_names_are_refused(tmp_path, dataset, field):
+    with pytest.raises(InputError, match=f"config.{field}"):
+        train(tiny_config(**{field: "nonsense"}), tmp_path, dataset)
+
+
+def test_predicting_needs_a_finished_run(tmp_path):
+    with pytest.raises(InputError, match="no config"):
+        localise.FinishedRun.load(tmp_path)
+
+
+def test_predict_keeps_the_geometry_and_survives_bad_files(tmp_path, finished):
+    workdir, _, _ = finished
+    source = tmp_path / "in"
+    source.mkdir()
+    volume = make_volume(77, region="brain", size=32)[:, :28, :20]
+    affine = np.array([[0, -2, 0, 5], [1.5, 0, 0, -7], [0, 0, 3, 1], [0, 0, 0, 1.0]])
+    image = nib.Nifti1Image(volume, affine)
+    image.set_sform(affine, code=2)
+    nib.save(image, source / "scan.nii.gz")
+    (source / "broken.nii.gz").write_bytes(b"not an image")
+    nib.save(nib.Nifti1Image(np.ones((8, 8, 8), np.float32), affine), source / "flat.nii")
+
+    rows, skipped = predict(workdir, source, tmp_path / "out")
+
+    assert [row[0] for row in rows] == ["scan.nii.gz"]
+    assert len(skipped) == 2
+    assert any("broken.nii.gz" in message for message in skipped)
+    for kind in ("anomaly", "uncertainty"):
+        found = nib.load(tmp_path / "out" / f"scan_{kind}.nii.gz")
+        assert found.shape == volume.shape
+        assert_array_equal(found.affine, affine)
+        assert found.header["sform_code"] == 2
+        assert 0 <= found.get_fdata().min() <= found.get_fdata().max() <= 1
+    assert (tmp_path / "out" / "scan.png").stat().st_size > 0
+    again, _ = predict(workdir, source / "scan.nii.gz", tmp_path / "again")
+    assert again[0][1:] == rows[0][1:]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty folder"):
+        predict(workdir, tmp_path / "empty", tmp_path / "x")
+
+
+def test_scores_of_a_case_ignore_the_other_cases(finished, dataset):
+    run = localise.FinishedRun.load(finished[0])
+    case = dataset.test[0].load()
+    alone = run.predict(case)
+    run.predict(dataset.test[1].load())
+    again = run.predict(case)
+    assert_array_equal(alone.anomaly, again.anomaly)
+    assert alone.score == again.score
+
+
+def test_output_names_stay_inside_and_apart(tmp_path):
+    paths = [tmp_path / "a.png", tmp_path / "a.jpg", tmp_path / "b" / "..x.png"]
+    names = output_names(paths, tmp_path)
+    assert len(set(names)) == 3
+    assert all("/" not in name and not name.startswith(".") for name in names)
+
+
+def test_rank_scale_keeps_order_and_tells_small_ones_apart():
+    p = np.array([0.0, 1e-5, 1e-4, 1e-3, 0.5, 0.999, 1.0])
+    ranked = rank_scale(p)
+    assert np.all(np.diff(ranked) > 0)
+    assert np.diff(ranked[1:4]).min() > 0.05
+    assert ranked.min() >= 0
+    assert ranked.max() <= 1
+
+
+def test_tables_cannot_run_formulas():
+    assert safe_row(["=1+1", "-x", "fine", 0.5]) == ["'=1+1", "'-x", "fine", 0.5]
+
+
+def gallery_items(probabilities, labels):
+    square = np.zeros((4, 4), np.float32)
+    return [
+        GalleryItem(
+            case_id=str(number),
+            kind="kind",
+            label=label,
+            score=probability,
+            probability=probability,
+            verdict="abnormal",
+            uncertainty=0.0,
+            image=square,
+            truth=None,
+            anomaly_map=square,
+            uncertainty_map=square,
+        )
+        for number, (probability, label) in enumerate(zip(probabilities, labels, strict=True))
+    ]
+
+
+def test_the_gallery_shows_best_and_worst_and_nobody_twice():
+    items = gallery_items([0.9, 0.8, 0.1, 0.7, 0.2, 0.5], [1, 1, 1, 0, 0, 0])
+    chosen = choose_gallery(items, each=2)
+    why = {item.case_id: item.why for item in chosen}
+    assert len(why) == len(chosen) == 6
+    assert [key for key, value in why.items() if value == "best"] == ["0", "1"]
+    assert [key for key, value in why.items() if value == "worst"] == ["2", "3"]

@@ -471,13 +471,13 @@ def decision_facts(run):
     count = len(decisions.healthy_scores)
     return {
         "threshold": {
-            "value": decisions.threshold,
+            "value": round(decisions.threshold, 4),
             "rule": f"set on {count} held-out healthy cases for a false-positive rate of "
             f"{config.false_positive_rate:.0%}; with that many, {decisions.false_positive_rate:.1%}"
             " is what it keeps on average. No test case was used.",
         },
         "calibration": {
-            "temperature": decisions.pixel.temperature,
+            "temperature": round(decisions.pixel.temperature, 3),
             "rule": f"fitted on held-out healthy cases and synthetic anomalies ({config.task}) "
             "made in them; real anomalies may be calibrated differently.",
         },

@@ -215,7 +215,7 @@ class Prediction:
     nats. foreground: bool. image: (..., C) as the network saw it. score: mean of the top share of
     the mean map, before calibration; score_std: its spread over all samples. probability:
     calibrated, that the case is abnormal. p_value: the share of held-out healthy cases that
-    score as high. verdict: "normal", "abnormal" or "abstain". slice_scores: (D,) or (1,).
+    score as high. verdict: "normal", "abnormal" or "abstain".
     """
 
     anomaly: np.ndarray

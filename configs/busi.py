@@ -11,5 +11,5 @@ def get_config():
     config.dataset = "busi"
     config.extra_normals = ""  # a second root of normal images, for training only
     config.foreground_threshold = 0.02  # shadows are dark and still part of the breast
-    config.num_steps = 400
+    config.num_steps = 300
     return config

@@ -10,5 +10,5 @@ def get_config():
     config = training_config()
     config.dataset = "lgg"
     config.channel = "flair"  # or all
-    config.num_steps = 400
+    config.num_steps = 300
     return config

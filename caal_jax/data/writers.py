@@ -1,12 +1,12 @@
 """Maps out, in the geometry of the file the case came from."""
 
 import gzip
-import os
-from pathlib import Path
 
 import cv2
 import nibabel as nib
 import numpy as np
+
+from caal_jax.files import write_bytes
 
 
 def write_map(path_stem, values, case):
@@ -26,11 +26,11 @@ def write_map(path_stem, values, case):
     if not np.isfinite(values).all():
         raise ValueError(f"values: NaN or infinite in the map of case {case.case_id}")
     if case.is_volume or case.geometry.affine is not None:
-        return _write_whole(path_stem, ".nii.gz", _nifti_bytes(values, case.geometry))
+        return write_bytes(f"{path_stem}.nii.gz", _nifti_bytes(values, case.geometry))
     if values.min() < 0 or values.max() > 1:
         raise ValueError(f"values: want [0, 1], got [{values.min()}, {values.max()}]")
     _, data = cv2.imencode(".png", np.round(values * 65535).astype(np.uint16))
-    return _write_whole(path_stem, ".png", data.tobytes())
+    return write_bytes(f"{path_stem}.png", data.tobytes())
 
 
 def _nifti_bytes(values, geometry):
@@ -49,14 +49,3 @@ def _nifti_bytes(values, geometry):
     # Given the header's own affine, nibabel leaves both forms and their codes alone.
     image = type(source)(values.reshape(source.shape), source.affine, header)
     return gzip.compress(image.to_bytes(), 3, mtime=0)
-
-
-def _write_whole(path_stem, suffix, data):
-    path = Path(f"{path_stem}{suffix}")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path

@@ -54,7 +54,7 @@ class ConvBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """U-Net (Ronneberger et al. 2015) with strided convolutions and additive-free skips.
+    """U-Net (Ronneberger et al. 2015) with strided convolutions and concatenated skips.
 
     width: channels of the first level, doubled at each of the `depth` levels.
     dropout: rate of spatial dropout before the second convolution of each block pair.

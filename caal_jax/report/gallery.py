@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.colors import Normalize
 
 from caal_jax.errors import InputError
+from caal_jax.files import write_bytes
 from caal_jax.report.figures import INK, figure_text, new_figure, stamp_figure, to_png
-from caal_jax.report.files import write_atomically
 
 # Perceptually even and safe for colour-blind readers; two of them, so that nobody takes
 # uncertainty for anomaly.
@@ -212,7 +212,7 @@ def case_picture(path, item, *, uncertainty_limit=UNCERTAINTY_LIMIT, stamp=""):
         parse_math=False,
     )
     stamp_figure(figure, stamp)
-    write_atomically(Path(path), to_png(figure))
+    write_bytes(Path(path), to_png(figure))
 
 
 def _headline(item):

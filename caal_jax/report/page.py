@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jinja2
 from markupsafe import Markup
 
+from caal_jax.files import write_bytes
 from caal_jax.report import tables
 from caal_jax.report.figures import PLOTS, draw_plot, inline_svg
-from caal_jax.report.files import write_atomically
 from caal_jax.report.gallery import (
     colour_bar,
     panels_of,
@@ -86,7 +86,7 @@ def write_report(workdir, *, results, curves, history, gallery):
         config=_settings(results.get("run", {}).get("config") or {}),
     )
     path = workdir / "report.html"
-    write_atomically(path, page.encode("utf-8", "replace"))
+    write_bytes(path, page.encode("utf-8", "replace"))
     return path
 
 
@@ -110,7 +110,7 @@ def _draw_plots(folder, results, curves, stamp):
             reason = undefined.get(plot.metric) or "this run recorded no data for it"
             drawn.append(Drawn(plot, None, str(reason)))
         else:
-            write_atomically(path, svg)
+            write_bytes(path, svg)
             drawn.append(Drawn(plot, Markup(inline_svg(svg, plot.name)), ""))
     return drawn
 

@@ -33,6 +33,12 @@ METRICS = {
     "brier": Metric("Brier score", "squared error of the probability", "lower"),
     "nll": Metric("NLL", "negative log-likelihood", "lower"),
     "aurc": Metric("AURC", "mean risk over all coverages", "lower"),
+    "aurc_epistemic": Metric(
+        "AURC, epistemic", "the same, ordered by the members' disagreement alone", "lower"
+    ),
+    "error_auroc_epistemic": Metric(
+        "Error AUROC, epistemic", "does the members' disagreement find them?", "higher", 0.5
+    ),
     "error_auroc": Metric("Error AUROC", "does uncertainty find the errors?", "higher", 0.5),
     "num_cases": Metric("Cases"),
     "num_train": Metric("Training cases"),

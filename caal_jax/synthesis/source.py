@@ -29,10 +29,13 @@ def jitter_source(key, source, *, shift=0.2, log_gain=0.5, offset=0.3):
 
 
 def place_source(source, turns, steps, gain, offset):
-    """The arithmetic of `jitter_source`: turns (3,) bool, steps (2,) pixels, gain and offset."""
-    source = jnp.where(turns[0], source[::-1], source)
-    source = jnp.where(turns[1], source[:, ::-1], source)
-    if source.shape[0] == source.shape[1]:
-        source = jnp.where(turns[2], source.swapaxes(0, 1), source)
-    source = jnp.roll(source, steps, (0, 1))
-    return jnp.clip((source - 0.5) * gain + 0.5 + offset, 0.0, 1.0)
+    """The arithmetic of `jitter_source`: flips and transpose (3,), then shift, gain and offset."""
+    height, width, _ = source.shape
+    row = (jnp.arange(height)[:, None] - steps[0]) % height
+    column = (jnp.arange(width)[None, :] - steps[1]) % width
+    if height == width:
+        row, column = jnp.where(turns[2], column, row), jnp.where(turns[2], row, column)
+    row = jnp.where(turns[0], height - 1 - row, row)
+    column = jnp.where(turns[1], width - 1 - column, column)
+    # One look-up for all four moves: each of them alone would pass over the image once more.
+    return jnp.clip((source[row, column] - 0.5) * gain + 0.5 + offset, 0.0, 1.0)

@@ -14,12 +14,14 @@ RNG = np.random.default_rng(0)
 SIZE = {"width": 4, "depth": 2}
 PLAIN, DROPPING = unet(**SIZE), unet(**SIZE, dropout=0.5)
 KEY = jax.random.key(1)
+# Compiling takes longer than running here: the normal draws of `init` alone ten seconds.
+QUICK = {"xla_backend_optimization_level": 0}
 
-forward = jax.jit(UNet(**SIZE).apply)
-draw_plain = jax.jit(PLAIN.sample, static_argnums=3)
-draw_dropping = jax.jit(DROPPING.sample, static_argnums=3)
-plain_gradient = jax.jit(jax.value_and_grad(PLAIN.loss, has_aux=True))
-dropping_loss = jax.jit(DROPPING.loss)
+forward = jax.jit(UNet(**SIZE).apply, compiler_options=QUICK)
+draw_plain = jax.jit(PLAIN.sample, static_argnums=3, compiler_options=QUICK)
+draw_dropping = jax.jit(DROPPING.sample, static_argnums=3, compiler_options=QUICK)
+plain_gradient = jax.jit(jax.value_and_grad(PLAIN.loss, has_aux=True), compiler_options=QUICK)
+dropping_loss = jax.jit(DROPPING.loss, compiler_options=QUICK)
 
 
 def make_batch():
@@ -34,7 +36,7 @@ BATCH = make_batch()
 
 @pytest.fixture(scope="module")
 def variables():
-    return jax.jit(PLAIN.init)(jax.random.key(0), BATCH.image[0])
+    return jax.jit(PLAIN.init, compiler_options=QUICK)(jax.random.key(0), BATCH.image[0])
 
 
 def head(variables):
@@ -177,7 +179,9 @@ def test_loss_and_the_gradient_of_both_heads(variables):
 
 
 def test_std_weight_scales_its_part_alone(variables):
-    value, parts = jax.jit(unet(**SIZE, std_weight=3.0).loss)(variables, KEY, BATCH)
+    value, parts = jax.jit(unet(**SIZE, std_weight=3.0).loss, compiler_options=QUICK)(
+        variables, KEY, BATCH
+    )
     assert_allclose(value, parts["bce"] + 3 * parts["std"], rtol=1e-6)
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from made_up_report import make_curves, make_gallery, make_history, make_item, make_results
 
+from caal_jax.files import write_bytes
 from caal_jax.report import write_report
-from caal_jax.report.files import write_atomically
 
 VOID = {"meta", "link", "img", "br"}
 HOSTILE = (
@@ -243,7 +243,7 @@ def test_overwriting_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
     path.write_bytes(b"old, and much longer than the new one")
     # Whoever has the old page open keeps reading the old page.
     with path.open("rb") as reader:
-        write_atomically(path, b"new")
+        write_bytes(path, b"new")
         assert reader.read().startswith(b"old")
     assert path.read_bytes() == b"new"
     assert stat.S_IMODE(path.stat().st_mode) & stat.S_IRUSR
@@ -253,7 +253,7 @@ def test_overwriting_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.replace", broken)
     with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, b"half")
+        write_bytes(path, b"half")
     assert path.read_bytes() == b"new"
     assert [found.name for found in tmp_path.iterdir()] == ["report.html"]
 

@@ -82,14 +82,16 @@ def evaluate(config, workdir, dataset):
     run = FinishedRun.load(workdir)
     maps = files.folder(workdir / "predictions")
     cases, gallery, skipped = [], [], []
-    for entry in tqdm(dataset.test, desc="evaluating", unit="case"):
+    names = files.distinct_names([entry.case_id for entry in dataset.test])
+    entries = zip(names, tqdm(dataset.test, desc="evaluating", unit="case"), strict=True)
+    for name, entry in entries:
         try:
-            case = entry.load()
+            case = with_truth(entry.load())
             prediction = run.predict(case)
         except InputError as error:
             skipped.append(f"{entry.case_id} ({error})")
             continue
-        write_maps(maps / files.safe_name(case.case_id), prediction, case)
+        write_maps(maps / name, prediction, case)
         cases.append(case_statistics(case, prediction, bar_maps(run, case)))
         gallery.append(gallery_item(case, prediction))
     files.write_text(maps / "scores.csv", scores_csv(cases))
@@ -115,6 +117,18 @@ def evaluate(config, workdir, dataset):
         workdir, results=results, curves=curves, history=history, gallery=choose_gallery(gallery)
     )
     return results
+
+
+def with_truth(case):
+    """The case, if it can be scored at all. Raises `InputError` otherwise."""
+    if case.label is None and case.mask is None:
+        raise InputError(
+            case.geometry.path or case.case_id,
+            found="neither a label nor a mask",
+            expected="a test case with truth",
+            remedy="Use caal_jax.predict for images without truth.",
+        )
+    return case
 
 
 def write_maps(stem, prediction, case):

@@ -31,3 +31,15 @@ def write_text(path, text):
 def safe_name(name):
     """A file name for a case: letters, digits, dot, dash and underscore, at most 100 long."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")[:100] or "case"
+
+
+def distinct_names(names):
+    """`safe_name` of each; those that would meet, even without regard to case, get a number."""
+    found, taken = [], set()
+    for stem in map(safe_name, names):
+        name, number = stem, 2
+        while name.lower() in taken:
+            name, number = f"{stem}_{number}", number + 1
+        taken.add(name.lower())
+        found.append(name)
+    return found

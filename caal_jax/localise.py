@@ -27,7 +27,7 @@ from caal_jax.data.slices import intensity_range, match_channels
 from caal_jax.errors import InputError
 from caal_jax.preprocess.prepare import prepare
 
-INFERENCE_BATCH = 32  # slices per member and call
+INFERENCE_BATCH = 32  # slices per member and call, at most; a power of two
 
 # Draws that belong to no training step take numbers that no step reaches.
 INIT_DRAW, PREDICT_DRAW, CALIBRATE_DRAW = (np.uint32(2**32 - n) for n in (1, 2, 3))
@@ -123,8 +123,9 @@ class Predictor:
     def _chunk(self, images, foreground):
         count = len(images)
         layout = self._layout
-        # A short chunk repeats its last slice: one shape, one compilation.
-        fill = np.minimum(np.arange(INFERENCE_BATCH), count - 1)
+        # Short chunks repeat their last slice up to a power of two: few shapes to compile for.
+        size = max(layout.group, 1 << (count - 1).bit_length())
+        fill = np.minimum(np.arange(size), count - 1)
         batch = parallel.stack_batches([(images[fill], foreground[fill])] * layout.slots, layout)
         sums, sketches = None, []
         for member, live in zip(self._members, self._live, strict=True):

@@ -83,16 +83,8 @@ def list_inputs(source):
 
 def output_names(paths, source):
     """One distinct, safe name per file, from its path below the source without the suffix."""
-    names, taken = [], set()
-    for path in paths:
-        relative = path.relative_to(source) if path != source else Path(path.name)
-        stem = files.safe_name(str(relative.parent / stem_of(relative)))
-        name, number = stem, 2
-        while name in taken:
-            name, number = f"{stem}_{number}", number + 1
-        taken.add(name)
-        names.append(name)
-    return names
+    below = [path.relative_to(source) if path != source else Path(path.name) for path in paths]
+    return files.distinct_names([str(path.parent / stem_of(path)) for path in below])
 
 
 def main(argv):

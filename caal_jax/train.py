@@ -171,8 +171,10 @@ def train(config, workdir, dataset):
     layout = parallel.plan(config.num_members, config.batch_size)
     print(f"training {config.task} on {len(bank)} slices: {layout.describe()}", flush=True)
 
-    with Checkpoints(workdir) as checkpoints, log(workdir, config) as write:
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(workdir))
         state, start = starting_state(config, channels, checkpoints)
+        write = stack.enter_context(log(workdir, config, start))
         rounds = parallel.place(parallel.spread(state, layout), layout)
         lifted = parallel.lift(build_step(config, layout), layout, donate_first=True)
         seeds = [member_seed(config, m) for m in range(config.num_members)]
@@ -234,18 +236,17 @@ def starting_state(config, channels, checkpoints):
 
     step = checkpoints.latest_step()
     if step is None:
-        state, step = jax.jit(new)(), 0
+        # Optimising a program that runs once takes ten times as long as running it.
+        state, step = jax.jit(new, compiler_options={"xla_backend_optimization_level": 0})(), 0
     else:
         state = checkpoints.restore(**jax.eval_shape(new))
     return {**state["model"], "opt_state": state["optimizer"]}, step
 
 
 @contextlib.contextmanager
-def log(workdir, config):
+def log(workdir, config, start):
     """Yields `write(step, values, seconds)`: a line of metrics.jsonl and TensorBoard scalars."""
     path = workdir / "metrics.jsonl"
-    with Checkpoints(workdir) as checkpoints:
-        start = checkpoints.latest_step() or 0
     lines = path.read_text().splitlines() if path.is_file() else []
     # Steps after the checkpoint run again; their old lines would be duplicates.
     kept = [line for line in lines if json.loads(line)["step"] <= start]

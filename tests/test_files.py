@@ -89,3 +89,9 @@ def test_hostile_names_stay_one_visible_file_in_their_folder(tmp_path, name):
     path = files.write_text(tmp_path / safe, "x")
     assert path.resolve().parent == tmp_path.resolve()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_distinct_names_never_meet():
+    names = files.distinct_names(["a b", "a_b", "A_B", "\u65e5", "\u672c", "a_b_2"])
+    assert len({name.lower() for name in names}) == 6
+    assert names[0] == "a_b"

@@ -38,8 +38,7 @@ def top_share_mean(summary, fraction):
     count = np.asarray(summary.count, np.float64)[..., ::-1]
     total = np.asarray(summary.total, np.float64)[..., ::-1]
     pixels = count.sum(-1, keepdims=True)
-    # At least one pixel, or a small foreground would have no score.
-    wanted = np.minimum(np.maximum(fraction * pixels, 1.0), pixels)
+    wanted = fraction * pixels
     before = np.cumsum(count, -1) - count
     share = np.clip((wanted - before) / np.maximum(count, 1e-12), 0.0, 1.0)
     return (share * total).sum(-1) / np.maximum(wanted[..., 0], 1e-12)

@@ -1,6 +1,9 @@
 """BUSI, breast ultrasound: trained on normal images, tested on normal, benign and malignant ones.
 
 python -m caal_jax.main --config=configs/busi.py --config.data_dir=/data/BUSI
+
+About 7 minutes on 2 CPU cores. Measured on 76 normal training and 35 test images: pixel AP 0.082
+(prevalence 0.044), image AUROC 0.815; equalised intensity alone reaches 0.031 and 0.511.
 """
 
 from caal_jax.defaults import training_config

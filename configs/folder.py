@@ -1,6 +1,8 @@
 """Your own images: DIR/normal for training, DIR/test/{good,...} if you have any.
 
 python -m caal_jax.main --config=configs/folder.py --config.data_dir=DIR
+
+About 10 minutes of training on 2 CPU cores at 128 x 128; the score depends on your images.
 """
 
 from caal_jax.defaults import training_config

@@ -1,6 +1,9 @@
 """LGG (kaggle_3m): FLAIR slices of glioma patients; trained on slices without a lesion.
 
 python -m caal_jax.main --config=configs/lgg.py --config.data_dir=/data/LGG
+
+About 8 minutes on 2 CPU cores for the subset of 75 training slices. Measured there: pixel AP 0.043
+(prevalence 0.016), image AUROC 0.384; equalised intensity alone reaches 0.142 and 0.496.
 """
 
 from caal_jax.defaults import training_config

@@ -28,7 +28,7 @@ MOOD = {
     "width": (16, 32),
     "depth": (4, 6),
     "num_members": (2, 5),
-    "num_steps": (1600, 50_000),
+    "num_steps": (1500, 50_000),
     "warmup_steps": (50, 500),
     "checkpoint_steps": (400, 1000),
 }

@@ -27,10 +27,11 @@ MOOD = {
     "image_size": (64, 256),
     "width": (16, 32),
     "depth": (4, 6),
+    "equalise": ("none", "preprocess"),
     "num_members": (2, 5),
     "num_steps": (1500, 50_000),
     "warmup_steps": (50, 500),
-    "checkpoint_steps": (400, 1000),
+    "checkpoint_steps": (500, 1000),
 }
 
 

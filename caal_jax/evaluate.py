@@ -100,6 +100,7 @@ def evaluate(config, workdir, dataset):
     if skipped:
         notes.append(f"{len(skipped)} test cases were skipped, the first being {skipped[0]}.")
     results, curves = summarise(config, cases)
+    curves["score_distribution"]["threshold"] = run.decisions.threshold
     results["data"] = {
         "name": dataset.name,
         "is_phantom": dataset.stamp == "phantom",

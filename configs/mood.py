@@ -1,7 +1,8 @@
 """MOOD (brain MRI or abdominal CT), or the built-in phantom when no data directory is given.
 
 python -m caal_jax.main --config=configs/mood.py
-    The phantom: about 6 minutes on 2 CPU cores.
+    The phantom: about 6 minutes on 2 CPU cores. Measured: pixel AP 0.204 (prevalence 0.005),
+    image AUROC 0.635.
 python -m caal_jax.main --config=configs/mood.py --config.data_dir=/data/mood
     The full recipe, meant for accelerators; not yet measured. --config.region=abdomen for CT.
 """

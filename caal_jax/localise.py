@@ -23,7 +23,7 @@ from caal_jax.confidence.calibration import (
 from caal_jax.confidence.decision import conformal_p_value, verdict, volume_score
 from caal_jax.confidence.sketch import TopShareSketch, sketch, top_share_mean
 from caal_jax.data.letterbox import Placement, letterbox, unletterbox
-from caal_jax.data.slices import intensity_range, match_channels
+from caal_jax.data.slices import case_range, match_channels
 from caal_jax.errors import InputError
 from caal_jax.preprocess.prepare import prepare
 
@@ -163,14 +163,7 @@ class CaseStack(NamedTuple):
 def case_stack(case, *, image_size, channels):
     """Letterboxes every slice of a case (a 2-D case has one). Raises `InputError`."""
     image = match_channels(case.image, channels)
-    low, high = intensity_range(image)
-    if low == high:
-        raise InputError(
-            case.geometry.path or case.case_id,
-            found=f"the same value everywhere ({low:g})",
-            expected="an image",
-            remedy="Leave it out.",
-        )
+    low, high = case_range(case, image)
     slices = image if case.is_volume else image[None]
     spacing = case.geometry.spacing_mm[-2:]
     squares = [letterbox(one, size=image_size, spacing_mm=spacing) for one in slices]

@@ -52,6 +52,19 @@ def intensity_range(image):
     return float(low), float(high)
 
 
+def case_range(case, image):
+    """`intensity_range` of a case's image. Raises `InputError`, naming it, if it is constant."""
+    low, high = intensity_range(image)
+    if low == high:
+        raise InputError(
+            case.geometry.path or case.case_id,
+            found=f"the same value everywhere ({low:g})",
+            expected="an image",
+            remedy="Leave it out.",
+        )
+    return low, high
+
+
 def match_channels(image, channels):
     """Grey to colour by repetition, colour to grey by luma; (..., C) in, (..., channels) out.
 
@@ -271,14 +284,7 @@ def _epoch_order(seed, epoch, size):
 def _cut(case, image_size, min_foreground):
     """The `_Part` of a case, and how many of its slices were nearly empty."""
     image, spacing = case.image, case.geometry.spacing_mm
-    low, high = intensity_range(image)
-    if low == high:
-        raise InputError(
-            case.geometry.path or case.case_id,
-            found=f"the same value everywhere ({low:g})",
-            expected="an image",
-            remedy="Leave it out.",
-        )
+    low, high = case_range(case, image)
     if image.shape[-1] not in (1, 3):
         raise InputError(
             case.geometry.path or case.case_id,

@@ -1,33 +1,53 @@
-"""Synthesis tasks against plain NumPy and SciPy: python benchmarks/synthesis.py
+"""Synthesis tasks and blends against other code: python benchmarks/synthesis.py [--gpu]
 
-Milliseconds per example, the best of several alternating rounds, on the same images and the same
-processor cores (--cores, one by default). The peers follow the published generators: FPI in NumPy,
-PII as one sparse solve per image, P-PII as one SciPy sine-transform blend per rater; restated in
-vectorised form, they are faster than the published code.
+Milliseconds per example, the best of several rounds in which all take turns, on the same images
+and the same processor cores (--cores, one by default). The peers follow the published generators:
+FPI in NumPy; PII as one SciPy sparse solve, assembled with array operations and, once more, pixel
+by pixel; P-PII as one sine-transform blend per rater and copy of the image; NSA and CutPaste with
+OpenCV, NumPy and PIL (`nsa_peer.py`, `cutpaste_peer.py`). The sine-transform blend restates
+pie-torch's `blend_dst_numpy` with SciPy and without torch, which makes it the faster peer.
+
+--gpu prints examples per second on the accelerator instead, without peers.
 """
 
 import argparse
 import functools
 import os
+import sys
 
 PARSER = argparse.ArgumentParser(description=__doc__)
 PARSER.add_argument("--cores", type=int, default=1)
 PARSER.add_argument("--size", type=int, default=256)
-PARSER.add_argument("--batch", type=int, default=16)
+PARSER.add_argument("--batch", type=int, help="16, or 128 with --gpu")
+PARSER.add_argument("--rounds", type=int, default=5)
+PARSER.add_argument("--only", default="", help="rows whose name contains this")
 PARSER.add_argument("--no_peers", action="store_true", help="measure the package alone")
+PARSER.add_argument("--gpu", action="store_true", help="examples per second, no peers")
 ARGS = PARSER.parse_args()
-if hasattr(os, "sched_setaffinity"):  # before any library counts the cores
+BATCH = ARGS.batch or (128 if ARGS.gpu else 16)
+if not ARGS.gpu and hasattr(os, "sched_setaffinity"):  # before any library counts the cores
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: ARGS.cores])
 
+import cutpaste_peer  # noqa: E402
+import cv2  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+import nsa_peer  # noqa: E402
 import numpy as np  # noqa: E402
 import scipy  # noqa: E402
 from scipy import fft, ndimage, sparse  # noqa: E402
 from timing import alternate  # noqa: E402
 
 from caal_jax.preprocess import equalize_foreground, foreground  # noqa: E402
-from caal_jax.synthesis import fpi, pii, probabilistic_pii  # noqa: E402
+from caal_jax.synthesis import (  # noqa: E402
+    cutpaste,
+    cutpaste_scar,
+    fpi,
+    nsa,
+    pii,
+    poisson,
+    probabilistic_pii,
+)
 
 
 def draw_box(rng, size):
@@ -37,12 +57,47 @@ def draw_box(rng, size):
     return slice(low[0], high[0]), slice(low[1], high[1])
 
 
+def published_fpi(rng, target, source):
+    """As published: masks and mixes of the whole image, in double precision."""
+    box, share = draw_box(rng, len(target)), rng.uniform(0.05, 0.95)
+    mask = np.zeros(target.shape)
+    mask[box] = 1 - share
+    changed = np.floor(target / 1e-3) * 1e-3 != np.floor(source / 1e-3) * 1e-3
+    image = (1 - mask) * target + mask * source
+    return image.astype(np.float32), (mask * changed).astype(np.float32)
+
+
 def numpy_fpi(rng, target, source):
+    """The least work that NumPy can do: the box alone."""
     box, share = draw_box(rng, len(target)), rng.uniform(0.05, 0.95)
     image, label = target.copy(), np.zeros_like(target)
     image[box] = (1 - share) * target[box] + share * source[box]
     label[box] = share * (np.floor(target[box] / 1e-3) != np.floor(source[box] / 1e-3))
     return image, label
+
+
+def pixelwise_pii(rng, target, source):
+    """The sparse system entered pixel by pixel."""
+    box, share = draw_box(rng, len(target)), rng.uniform(0.05, 0.95)
+    pixels = [
+        (i, j) for i in range(box[0].start, box[0].stop) for j in range(box[1].start, box[1].stop)
+    ]
+    number = {pixel: k for k, pixel in enumerate(pixels)}
+    matrix, right = sparse.lil_array((len(pixels), len(pixels))), np.zeros(len(pixels))
+    for k, (i, j) in enumerate(pixels):
+        matrix[k, k] = 4
+        for q in ((i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)):
+            own = (1 - share) * (target[i, j] - target[q])
+            foreign = share * (source[i, j] - source[q])
+            right[k] += own if abs(own) > abs(foreign) else foreign
+            if q in number:
+                matrix[k, number[q]] = -1
+            else:
+                right[k] += target[q]
+    image = target.copy()
+    image[box].flat = sparse.linalg.spsolve(matrix.tocsc(), right)
+    image = image.clip(target.min(), target.max())
+    return image, share * (np.floor(image / 1e-3) != np.floor(target / 1e-3))
 
 
 def scipy_pii(rng, target, source):
@@ -103,53 +158,139 @@ def scipy_ppii(rng, target, source):
     return blends.mean(0), 10 * np.abs(blends.mean(0) - target), blends.std(0)
 
 
-def main():
-    rng = np.random.default_rng(0)
-    noise = rng.random((2 * ARGS.batch, ARGS.size, ARGS.size))
+def equalised(task):
+    def run(key, target, source):
+        body = foreground(target)
+        target = equalize_foreground(target, body)
+        source = equalize_foreground(source, foreground(source))
+        return task(key, target, source, foreground=body)
+
+    return run
+
+
+def in_foreground(key, target, source):
+    return probabilistic_pii(key, target, source, foreground=foreground(target))
+
+
+def grey_levels(image):
+    return np.round(255 * image).astype(np.uint8)
+
+
+def opencv_nsa(rng, *images, **options):
+    return nsa_peer.nsa(rng, *(grey_levels(x)[..., None] for x in images), **options)
+
+
+TASKS = {  # name: task, peers of (rng, target, source)
+    "cutpaste": (cutpaste, {"PIL": lambda rng, x, _: cutpaste_peer.cutpaste(rng, grey_levels(x))}),
+    "cutpaste_scar": (
+        cutpaste_scar,
+        {"PIL": lambda rng, x, _: cutpaste_peer.cutpaste_scar(rng, grey_levels(x))},
+    ),
+    "fpi": (fpi, {"whole image": published_fpi, "NumPy, box only": numpy_fpi}),
+    "pii": (pii, {"SciPy, pixel by pixel": pixelwise_pii, "SciPy, arrays": scipy_pii}),
+    "nsa": (nsa, {"OpenCV": opencv_nsa}),
+    "nsa, binary label": (
+        functools.partial(nsa, label="binary"),
+        {"OpenCV": functools.partial(opencv_nsa, label="binary")},
+    ),
+    "probabilistic_pii": (probabilistic_pii, {"SciPy DST per rater": scipy_ppii}),
+    "probabilistic_pii, reference form": (
+        functools.partial(probabilistic_pii, form="reference"),
+        {"SciPy DST per rater": scipy_ppii},
+    ),
+    "probabilistic_pii, no label_std": (lambda *args: probabilistic_pii(*args)[:2], {}),
+    "probabilistic_pii in a foreground": (in_foreground, {}),
+    "equalisation of both + fpi": (equalised(fpi), {}),
+    "equalisation of both + probabilistic_pii": (equalised(probabilistic_pii), {}),
+}
+
+
+def smooth_images(count, size):
+    noise = np.random.default_rng(0).random((count, size, size))
     noise = ndimage.gaussian_filter(noise, (0, 3, 3))
-    images = ((noise - noise.min()) / np.ptp(noise)).astype(np.float32)
-    targets, sources = images[: ARGS.batch], images[ARGS.batch :]
-    device_images = jnp.asarray(targets)[..., None], jnp.asarray(sources)[..., None]
-    keys = jax.random.split(jax.random.key(0), ARGS.batch)
+    return ((noise - noise.min()) / np.ptp(noise)).astype(np.float32)
 
-    def batch_of(task):
+
+def report(name, ours, peers):
+    """One row for the package, one for each of its peers: milliseconds per example, ratio."""
+    if ARGS.only not in name:
+        return
+    mine, *theirs = (1e3 * t / BATCH for t in alternate(ours, *peers.values(), rounds=ARGS.rounds))
+    if ARGS.gpu:
+        print(f"{name:46} {1e3 / mine:12,.0f} examples/s", flush=True)
+        return
+    print(f"{name:46} {mine:9.3f}")
+    for peer, time in zip(peers, theirs, strict=True):
+        print(f"    {peer:42} {time:9.3f}   x{time / mine:.1f}")
+    sys.stdout.flush()
+
+
+def tasks():
+    rng = np.random.default_rng(0)
+    images = smooth_images(2 * BATCH, ARGS.size)
+    targets, sources = images[:BATCH], images[BATCH:]
+    on_device = jnp.asarray(targets)[..., None], jnp.asarray(sources)[..., None]
+    keys = jax.random.split(jax.random.key(0), BATCH)
+    for name, (task, peers) in TASKS.items():
         compiled = jax.jit(jax.vmap(task))
-        return lambda: compiled(keys, *device_images)
+        runs = {
+            peer: lambda run=run: [run(rng, *pair) for pair in zip(targets, sources, strict=True)]
+            for peer, run in peers.items()
+        }
+        report(name, functools.partial(compiled, keys, *on_device), wanted(runs))
 
-    def mapped_foreground(key, target, source):
-        return probabilistic_pii(key, target, source, foreground=foreground(target))
 
-    def equalised(task):
-        def run(key, target, source):
-            body = foreground(target)
-            target = equalize_foreground(target, body)
-            source = equalize_foreground(source, foreground(source))
-            return task(key, target, source, foreground=body)
+def clones():
+    """Mixed clones with a full mask: one channel, and the three that OpenCV insists on."""
+    for size in (64, 96, 128):
+        images = smooth_images(6 * BATCH, size).reshape(2, BATCH, 3, size, size)
+        targets, sources = np.ascontiguousarray(np.moveaxis(images, 2, -1))
+        levels = grey_levels(targets), grey_levels(sources)
+        mask, full = np.ones((size, size), np.float32), np.full((size, size), 255, np.uint8)
+        centre = (1 + (size - 2) // 2,) * 2
 
-        return run
+        def opencv(levels=levels, full=full, centre=centre):
+            for target, source in zip(*levels, strict=True):
+                cv2.seamlessClone(source, target, full.copy(), centre, cv2.MIXED_CLONE)
 
-    reference = functools.partial(probabilistic_pii, form="reference")
-    contests = {
-        "fpi": (fpi, numpy_fpi),
-        "pii": (pii, scipy_pii),
-        "probabilistic_pii": (probabilistic_pii, scipy_ppii),
-        "probabilistic_pii, reference form": (reference, scipy_ppii),
-        "probabilistic_pii, no label_std": (lambda *a: probabilistic_pii(*a)[:2], None),
-        "probabilistic_pii in a foreground": (mapped_foreground, None),
-        "equalisation of both + fpi": (equalised(fpi), None),
-        "equalisation of both + probabilistic_pii": (equalised(probabilistic_pii), None),
-    }
-    print(f"{jax.devices()[0].device_kind}, {ARGS.cores} core(s), {targets.shape}, float32, ")
-    print(f"jax {jax.__version__}, SciPy {scipy.__version__}; ms per example, batch, peer")
-    for name, (task, peer) in contests.items():
-        functions = [batch_of(task)]
-        if peer and not ARGS.no_peers:
-            functions.append(
-                lambda peer=peer: [peer(rng, *p) for p in zip(targets, sources, strict=True)]
-            )
-        mine, *theirs = (1e3 * t / ARGS.batch for t in alternate(*functions, rounds=5))
-        ratio = f"{theirs[0]:9.3f}  x{theirs[0] / mine:.0f}" if theirs else ""
-        print(f"{name:44} {mine:8.3f} {mine * ARGS.batch:9.2f} {ratio}")
+        def dst(targets=targets, sources=sources, mask=mask):
+            for target, source in zip(targets[..., 0], sources[..., 0], strict=True):
+                scipy_blend(target, source, mask)
+
+        for clone, channels, peers in (
+            (poisson.blend_dst, 1, {"pie-torch's DST in SciPy, 1 channel": dst}),
+            (poisson.seamless_clone, 1, {"OpenCV, 3 channels": opencv}),
+            (poisson.seamless_clone, 3, {"OpenCV, 3 channels": opencv}),
+        ):
+            run = jax.jit(jax.vmap(functools.partial(clone, mixed=True), (0, 0, None)))
+            arrays = (jnp.asarray(x[..., :channels]) for x in (targets, sources))
+            name = f"mixed {clone.__name__} {size} x {size} x {channels}"
+            report(name, functools.partial(run, *arrays, jnp.asarray(mask)), wanted(peers))
+
+
+def wanted(peers):
+    return {} if ARGS.no_peers or ARGS.gpu else peers
+
+
+def memory(batch=64):
+    """What the compiler sets aside for a batch of P-PII, images and results included."""
+    shape = jax.ShapeDtypeStruct((batch, ARGS.size, ARGS.size, 1), jnp.float32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
+    sizes = jax.jit(jax.vmap(probabilistic_pii)).lower(keys, shape, shape).compile()
+    sizes = sizes.memory_analysis()
+    total = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+    print(f"probabilistic_pii, batch of {batch}: {total / 2**20:.0f} MiB in all")
+
+
+def main():
+    cv2.setNumThreads(ARGS.cores)
+    cores = "" if ARGS.gpu else f"{ARGS.cores} core(s), "
+    print(f"{jax.devices()[0].device_kind}, {cores}batches of {BATCH}, {ARGS.size} x {ARGS.size},")
+    print(f"float32, jax {jax.__version__}, NumPy {np.__version__}, SciPy {scipy.__version__},")
+    print(f"OpenCV {cv2.__version__}" + ("" if ARGS.gpu else "; ms per example, ratio to ours"))
+    tasks()
+    clones()
+    memory()
 
 
 if __name__ == "__main__":

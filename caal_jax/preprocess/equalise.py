@@ -1,10 +1,13 @@
 """Histogram equalisation: grey levels are spread so that common ones gain contrast."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from caal_jax.errors import InputError
+from caal_jax.preprocess.histogram import count, one_by_one, settle, take
 
 
 def equalize_hist(image, *, num_bins=256, mask=None):
@@ -20,23 +23,7 @@ def equalize_hist(image, *, num_bins=256, mask=None):
     Reference: skimage.exposure.equalize_hist of each channel, float32 in; bin edges carry the
     same rounding, so that grey levels which fall exactly on an edge are counted alike.
     """
-    image = jnp.asarray(image)
-    is_integer = jnp.issubdtype(image.dtype, jnp.integer)
-    if is_integer and image.dtype.itemsize > 2:
-        raise InputError(
-            "image",
-            found=str(image.dtype),
-            expected="floats or 8/16-bit integers",
-            remedy="Convert wider integers with caal_jax.preprocess.rescale.",
-        )
-
-    def equalise(values, counted):
-        if is_integer:
-            return _equalise_levels(values, counted)
-        low, high = _limits(values, counted)
-        return _equalise_bins(values, counted, low, high, num_bins)
-
-    return _each_channel(equalise, image, mask)
+    return each_channel(lambda values, counted: _equalise(values, counted, num_bins), mask, image)
 
 
 def equalize_foreground(image, mask, *, num_bins=256):
@@ -44,88 +31,162 @@ def equalize_foreground(image, mask, *, num_bins=256):
 
     With the background in the histogram its large peak would push the whole body to high values.
 
-    image: (H, W), (H, W, C) or (D, H, W, C) floats; mask: bool, as in `equalize_hist`.
+    image: (H, W), (H, W, C) or (D, H, W, C), floats or 8/16-bit integers, of which every level
+        counts; mask: bool, as in `equalize_hist`.
     Returns float32 of the image's shape; a channel with fewer than two distinct values inside
     the mask is returned as it was.
     """
-    image = jnp.asarray(image)
-    if not jnp.issubdtype(image.dtype, jnp.floating):
-        raise InputError(
-            "image",
-            found=str(image.dtype),
-            expected="floats in [0, 1]",
-            remedy="Convert grey levels with caal_jax.preprocess.rescale.",
-        )
 
     def equalise(values, inside):
         low, high = _limits(values, inside)
-        equalised = _equalise_bins(values, inside, low, high, num_bins)
-        return jnp.where(low < high, jnp.where(inside, equalised, 0.0), values)
+        equalised = jnp.where(inside, _equalise(values, inside, num_bins), 0.0)
+        return jnp.where(low < high, equalised, values.astype(jnp.float32))
 
-    return _each_channel(equalise, image, mask)
+    return each_channel(equalise, mask, image)
 
 
-def _each_channel(equalise, image, mask):
-    """Applies `equalise(values (N,), counted (N,))` to every channel."""
-    if image.ndim not in (2, 3, 4):
+def equalize_like(image, reference, *, num_bins=256, mask=None):
+    """Maps an image as `equalize_hist` maps the reference, whose histogram alone counts.
+
+    A corrupted image has a histogram of its own: equalised by that, every pixel would change.
+
+    image, reference: floats of one shape, (H, W), (H, W, C) or (D, H, W, C); mask: as in
+    `equalize_hist`, chooses the reference's pixels. Returns float32 in (0, 1] of that shape;
+    values beyond the reference's range become what its nearest end becomes.
+    """
+
+    def equalise(values, known, counted):
+        bins = _bins(known, counted, num_bins)
+        shares = _shares(_bin_index(bins, known), counted, num_bins)
+        return _interpolate(bins, shares, values, _bin_index(bins, values))
+
+    return each_channel(equalise, mask, image, reference)
+
+
+def each_channel(equalise, mask, *images):
+    """Applies `equalise(values (N,), ..., counted (N,) or None)` to every channel of the images.
+
+    Raises InputError unless images and mask are what the public functions ask for.
+    """
+    images = [jnp.asarray(image) for image in images]
+    shape = images[0].shape
+    if len(shape) not in (2, 3, 4) or any(image.shape != shape for image in images):
         raise InputError(
             "image",
-            found=f"shape {image.shape}",
+            found=f"shape {', '.join(str(image.shape) for image in images)}",
             expected="(H, W), (H, W, C) or (D, H, W, C)",
             remedy="Lift the function over batches with jax.vmap.",
         )
-    pixels = image.reshape(-1, 1 if image.ndim == 2 else image.shape[-1])
-    if jnp.issubdtype(pixels.dtype, jnp.floating):
-        pixels = pixels.astype(jnp.float32)
-    counted = jnp.ones(len(pixels), bool) if mask is None else jnp.asarray(mask, bool).reshape(-1)
-    if len(counted) != len(pixels):
+    for image in images:
+        if not (jnp.issubdtype(image.dtype, jnp.floating) or _is_narrow(image)):
+            raise InputError(
+                "image",
+                found=str(image.dtype),
+                expected="floats or 8/16-bit integers",
+                remedy="Convert wider integers with caal_jax.preprocess.rescale.",
+            )
+    channels = 1 if len(shape) == 2 else shape[-1]
+    pixels = [
+        (image if _is_narrow(image) else image.astype(jnp.float32)).reshape(-1, channels)
+        for image in images
+    ]
+    counted = None if mask is None else jnp.asarray(mask, bool).reshape(-1)
+    if counted is not None and len(counted) != len(pixels[0]):
         raise InputError(
             "mask",
             found=f"shape {jnp.shape(mask)}",
-            expected=f"one value for each pixel of an image of shape {image.shape}",
+            expected=f"one value for each pixel of an image of shape {shape}",
             remedy="Pass one mask for all channels.",
         )
-    return jax.vmap(equalise, (1, None), 1)(pixels, counted).reshape(image.shape)
+    axes = (*[1] * len(pixels), None)
+    return jax.vmap(one_by_one(equalise), axes, 1)(*pixels, counted).reshape(shape)
+
+
+def _is_narrow(image):
+    return jnp.issubdtype(image.dtype, jnp.integer) and image.dtype.itemsize <= 2
 
 
 def _limits(values, counted):
-    low = jnp.min(values, where=counted, initial=jnp.inf)
-    return low, jnp.max(values, where=counted, initial=-jnp.inf)
+    if jnp.issubdtype(values.dtype, jnp.integer):
+        values = values.astype(jnp.int32)
+        beyond = np.iinfo(np.int32).max
+    else:
+        beyond = jnp.inf
+    low = jnp.min(values, where=counted, initial=beyond)
+    return low, jnp.max(values, where=counted, initial=-beyond)
 
 
-def _equalise_levels(levels, counted):  # (N,) integers, (N,) bool -> (N,) float32
+def _equalise(values, counted, num_bins):
+    if jnp.issubdtype(values.dtype, jnp.integer):
+        return _equalise_levels(values, counted)
+    bins = _bins(values, counted, num_bins)
+    index = _bin_index(bins, values)
+    return _interpolate(bins, _shares(index, counted, num_bins), values, index)
+
+
+def _equalise_levels(levels, counted):  # (N,) integers, (N,) bool or None -> (N,) float32
     limits = np.iinfo(levels.dtype)
-    index = levels.astype(jnp.int32) - limits.min
-    histogram = _count(index, counted, limits.max - limits.min + 1)
-    low = jnp.min(index, where=counted, initial=len(histogram) - 1)
-    # Levels outside the mask's range take the value of its nearest end.
-    return _take(_cumulative(histogram), jnp.maximum(index, low))
+    index = (levels.astype(jnp.int32) - limits.min).astype(jnp.uint32)
+    num_levels = int(limits.max) - int(limits.min) + 1
+    shares = _shares(index, counted, num_levels)
+    if counted is not None:
+        # Levels below the mask's range take the value of its lower end.
+        low = jnp.min(index, where=counted, initial=num_levels - 1)
+        index = jnp.maximum(index, low)
+    return take(shares, index)
 
 
-def _equalise_bins(values, counted, low, high, num_bins):  # (N,) float32, (N,) bool -> (N,)
+def _shares(index, counted, num_bins):
+    """(num_bins,) float32: the share of counted pixels at or below each bin."""
+    cumulative = jnp.cumsum(count(index, counted, num_bins))
+    total = jnp.maximum(cumulative[-1], 1)
+    return cumulative.astype(jnp.float32) / total.astype(jnp.float32)
+
+
+class _Bins(NamedTuple):
+    """`number` equal bins over [low, high], as np.histogram makes them."""
+
+    low: jax.Array
+    high: jax.Array
+    number: int
+
+    def edge(self, index):
+        step = (self.high - self.low) / self.number
+        rounded = _round_twice(index, step, self.low)
+        return jnp.where(index == self.number, self.high, rounded)
+
+    def centre(self, index):
+        return (self.edge(index) + self.edge(index + 1)) / 2
+
+
+def _bins(values, counted, num_bins):
+    low, high = _limits(values, counted)
     is_constant = low == high
-    low, high = jnp.where(is_constant, low - 0.5, low), jnp.where(is_constant, high + 0.5, high)
-    step = (high - low) / num_bins
+    half = jnp.where(is_constant, 0.5, 0.0)
+    return _Bins(low - half, high + half, num_bins)
 
-    def edge(index):
-        return jnp.where(index == num_bins, high, _round_twice(index, step, low))
 
-    def centre(index):
-        return (edge(index) + edge(index + 1)) / 2
-
+def _bin_index(bins, values):  # (N,) float32 -> (N,) uint32
     # Edges are recomputed for each pixel: that is arithmetic, which vectorises; reading them from
     # a table would not. The division may land one bin off; the edges decide, as in np.histogram.
-    index = jnp.clip(((values - low) / step).astype(jnp.int32), 0, num_bins - 1)
-    index -= ((values < edge(index)) & (index > 0)).astype(jnp.int32)
-    index += ((values >= edge(index + 1)) & (index < num_bins - 1)).astype(jnp.int32)
-    cumulative = _cumulative(_count(index, counted, num_bins))
+    last = bins.number - 1
+    step = (bins.high - bins.low) / bins.number
+    index = jnp.clip(((values - bins.low) / step).astype(jnp.int32), 0, last)
+    index -= ((values < bins.edge(index)) & (index > 0)).astype(jnp.int32)
+    index += ((values >= bins.edge(index + 1)) & (index < last)).astype(jnp.int32)
+    return settle(index.astype(jnp.uint32))
 
-    # The polyline through (centre, cumulative share), flat beyond both end centres.
-    left = jnp.clip(index - (values < centre(index)).astype(jnp.int32), 0, num_bins - 2)
-    start = centre(left)
-    gap = centre(left + 1) - start
+
+def _interpolate(bins, shares, values, index):
+    """The polyline through (bin centre, share), flat beyond both end centres, at the values."""
+    index = index.astype(jnp.int32)
+    left = jnp.clip(index - (values < bins.centre(index)).astype(jnp.int32), 0, bins.number - 2)
+    table_index = settle(left.astype(jnp.uint32))
+    left = table_index.astype(jnp.int32)
+    start = bins.centre(left)
+    gap = bins.centre(left + 1) - start
     position = jnp.where(gap > 0, (values - start) / jnp.where(gap > 0, gap, 1.0), 0.0)
-    below, above = _take(cumulative, left), _take(cumulative, left + 1)
+    below, above = take(shares, table_index), take(shares, table_index + 1)
     return below + jnp.clip(position, 0.0, 1.0) * (above - below)
 
 
@@ -139,49 +200,3 @@ def _round_twice(index, step, low):
     zero = jnp.isnan(low).astype(jnp.int32)
     bits = jax.lax.bitcast_convert_type(index.astype(jnp.float32) * step, jnp.int32)
     return jax.lax.bitcast_convert_type(bits + zero, jnp.float32) + low
-
-
-# Batched scatters and gathers carry a (batch, position) pair for each pixel, which costs XLA:CPU
-# more than the work itself; these two flatten a batch into one long table instead.
-
-
-def _count(index, counted, num_bins):
-    """How many of the counted pixels have each index; scatter-add, faster than one-hot or sort."""
-
-    @jax.custom_batching.custom_vmap
-    def count(index, counted):
-        histogram = jnp.zeros(num_bins, jnp.int32)
-        return histogram.at[index].add(counted.astype(jnp.int32), mode="promise_in_bounds")
-
-    @count.def_vmap
-    def _(size, is_batched, index, counted):
-        index, counted = _spread(size, is_batched, index, counted)
-        flat = index + num_bins * jnp.arange(size)[:, None]
-        histograms = _count(flat.reshape(-1), counted.reshape(-1), num_bins * size)
-        return histograms.reshape(size, num_bins), True
-
-    return count(index, counted)
-
-
-def _cumulative(histogram):
-    total = jnp.sum(histogram)
-    return jnp.cumsum(histogram).astype(jnp.float32) / jnp.maximum(total, 1).astype(jnp.float32)
-
-
-@jax.custom_batching.custom_vmap
-def _take(table, index):  # (K,), (N,) -> (N,)
-    return table.at[index].get(mode="promise_in_bounds")
-
-
-@_take.def_vmap
-def _(size, is_batched, table, index):
-    table, index = _spread(size, is_batched, table, index)
-    flat = index + table.shape[1] * jnp.arange(size)[:, None]
-    return _take(table.reshape(-1), flat.reshape(-1)).reshape(index.shape), True
-
-
-def _spread(size, is_batched, *arrays):
-    return [
-        a if batched else jnp.broadcast_to(a, (size, *a.shape))
-        for a, batched in zip(arrays, is_batched, strict=True)
-    ]

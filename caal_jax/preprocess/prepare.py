@@ -20,8 +20,9 @@ def prepare(raw, low, high, *, equalise, equalise_foreground, foreground_thresho
     """Rescales, finds the foreground and, if asked, equalises the histogram.
 
     raw: (H, W, C), any real dtype; low, high: the case's robust intensity range, scalars.
-    equalise: "preprocess" or "none". With equalise_foreground the histogram is that of the
-    foreground and the background becomes 0. Returns `Prepared`.
+    equalise: one of `guidance.WAYS`, of which "preprocess" alone changes the image here. With
+    equalise_foreground the histogram is that of the foreground and the background becomes 0.
+    Returns `Prepared`.
     """
     image = rescale(raw, low, high)
     mask = foreground(image, threshold=foreground_threshold)

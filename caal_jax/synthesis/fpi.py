@@ -1,4 +1,4 @@
-"""Foreign patch interpolation: a square in which two healthy images are mixed."""
+"""Foreign patch interpolation: a square or cube in which two healthy images are mixed."""
 
 import jax.numpy as jnp
 
@@ -21,9 +21,10 @@ def fpi(
 ):
     """Mixes one square of `source` into `target` at the same place; the label is its share.
 
-    target, source: (H, W, C) float32 in [0, 1]. foreground: (H, W, 1) bool; the square's centre
-        is drawn there (anywhere in the central `core_fraction` of each axis without one), and
-        the label is 0 outside. An empty foreground leaves the image as it is.
+    target, source: (H, W, C) float32 in [0, 1], or volumes (D, H, W, C), where the square is a
+        cube. foreground: bool, their shape with one channel; the square's centre is drawn there
+        (anywhere in the central `core_fraction` of each axis without one), and the label is 0
+        outside. An empty foreground leaves the image as it is.
     core_fraction: 0.5 for brain and 0.8 for abdomen and chest in the published code.
     half_width: limits of the square's half side, fractions of the first axis, or of the shorter
         one with relative_to="min".
@@ -40,7 +41,7 @@ def fpi(
     check_choice("relative_to", relative_to, ("first", "min"))
     square = patches.draw_square(
         key,
-        target.shape[:2],
+        target.shape[:-1],
         foreground=foreground,
         core_fraction=core_fraction,
         half_width=half_width,
@@ -48,7 +49,7 @@ def fpi(
         share=share,
         num_classes=num_classes,
     )
-    inside = patches.inside(square.rows, square.columns, target.shape[:2])
+    inside = patches.within(square.spans, target.shape[:-1])
     image = jnp.where(inside, (1 - square.share) * target + square.share * source, target)
     changed = inside & patches.differs(target, source, tolerance)
     if foreground is not None:

@@ -21,13 +21,14 @@ def pii(
     tolerance=1e-3,
     normalise=False,
 ):
-    """Rebuilds one square of `target` from mixed gradients; the label is the source's share.
+    """Rebuilds one square or cube of `target` from mixed gradients; the label is its share.
 
     Square, share and foreground are drawn as in `fpi`; the blend is `poisson.interpolate`, which
     has no seam at the square's outline and is clipped to the target's own range. The image's
     outermost pixels never change.
 
-    target, source: (H, W, C) float32 in [0, 1], H and W at least 3; foreground: (H, W, 1) bool.
+    target, source: (H, W, C), or a volume (D, H, W, C), float32 in [0, 1], at least 3 pixels a
+        side; foreground: the same with one channel, bool.
     tolerance: the label is 0 where the image did not change, rounded down to multiples of it;
         None asks for equality.
     normalise: False weakens the target's own gradients too, as published; True does not.
@@ -38,7 +39,7 @@ def pii(
     """
     check_pair(target, source, foreground)
     check_choice("relative_to", relative_to, ("first", "min"))
-    shape = target.shape[:2]
+    shape = target.shape[:-1]
     square = patches.draw_square(
         key,
         shape,
@@ -52,22 +53,23 @@ def pii(
     # All work happens on a block that holds the largest square and its rim.
     largest = 2 * patches.half_widths(patches.square_length(shape, relative_to), half_width)[1]
     sizes = [min(largest + 2, n) for n in shape]
-    (row, rows), (column, columns) = (
-        _place(span, size, n)
-        for span, size, n in zip((square.rows, square.columns), sizes, shape, strict=True)
+    starts, bases = zip(
+        *(_place(*place) for place in zip(square.spans, sizes, shape, strict=True)), strict=True
     )
-    block = (*sizes, target.shape[2])
+    corner, block = (*starts, 0), (*sizes, target.shape[-1])
     old, foreign = (
-        poisson.to_block(jax.lax.dynamic_slice(image, (row, column, 0), block))
-        for image in (target, source)
+        poisson.to_block(jax.lax.dynamic_slice(image, corner, block)) for image in (target, source)
     )
-    change = poisson.interpolate_change(old, foreign, rows, columns, square.share, normalise)
-    old, change = poisson.from_block(old[1:-1, :, 1:-1]), poisson.from_block(change)
-    new = jnp.clip(old + change, jnp.min(target), jnp.max(target))
+    field = poisson.interpolate_field(old, foreign, square.share, normalise)
+    change = poisson.solve(field, *bases)
+    old = poisson.from_block(poisson.inner(old))
+    change = poisson.from_block(change)
+    new = patches.clip_to(old + change, target)
     label = jnp.where(patches.differs(old, new, tolerance), square.share, 0.0)
 
-    image = jax.lax.dynamic_update_slice(target, new, (row + 1, column + 1, 0))
-    label = jax.lax.dynamic_update_slice(jnp.zeros((*shape, 1)), label, (row + 1, column + 1, 0))
+    corner = (*(start + 1 for start in starts), 0)
+    image = jax.lax.dynamic_update_slice(target, new, corner)
+    label = jax.lax.dynamic_update_slice(jnp.zeros((*shape, 1)), label, corner)
     if foreground is not None:
         label = jnp.where(foreground, label, 0.0)
     return Anomaly(image, label, jnp.zeros_like(label))

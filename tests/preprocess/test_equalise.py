@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from skimage import exposure
 
 from caal_jax.errors import InputError
-from caal_jax.preprocess import equalize_foreground, equalize_hist
+from caal_jax.preprocess import equalize_foreground, equalize_hist, equalize_like
 
 RNG = np.random.default_rng(0)
 SHAPE = (40, 33)
@@ -98,6 +98,26 @@ def test_foreground_alone_makes_the_histogram_and_air_stays_black():
     assert_array_equal(equalise(elsewhere, mask), equalised)
 
 
+@pytest.mark.parametrize("name", ["uint8", "12-bit", "int16"])
+def test_foreground_of_integers_counts_every_level(name):
+    image = IMAGES[name]
+    expected = np.where(MASK, exposure.equalize_hist(image, mask=MASK), 0)
+    assert_allclose(jax.jit(equalize_foreground)(image, MASK), expected, atol=1e-6)
+
+
+def test_a_corrupted_image_is_mapped_like_the_clean_one():
+    clean = IMAGES["large background"]
+    corrupted = np.clip(clean + RNG.normal(0, 0.2, SHAPE), -0.2, 0.5).astype(np.float32)
+    for mask in (None, MASK):
+        counted = clean if mask is None else clean[mask]
+        histogram, edges = np.histogram(counted.astype(np.float64), 256)
+        centres, shares = (edges[:-1] + edges[1:]) / 2, np.cumsum(histogram) / counted.size
+        expected = np.interp(corrupted, centres, shares)
+        found = jax.jit(equalize_like)(corrupted, clean, mask=mask)
+        assert_allclose(found, expected, atol=1e-4)
+    assert_array_equal(equalize_like(clean, clean), LIFTED["all"]["eager"](clean))
+
+
 @pytest.mark.parametrize("pixels", [0, 1])
 def test_foreground_without_two_levels_leaves_the_image(pixels):
     image = IMAGES["continuous"][..., None]
@@ -109,7 +129,9 @@ def test_foreground_without_two_levels_leaves_the_image(pixels):
 def test_unusable_input_is_refused():
     with pytest.raises(InputError, match="int32"):
         equalize_hist(np.zeros((4, 4), np.int32))
-    with pytest.raises(InputError, match="uint8"):
-        equalize_foreground(np.zeros((4, 4, 1), np.uint8), np.ones((4, 4, 1), bool))
+    with pytest.raises(InputError, match="complex64"):
+        equalize_foreground(np.zeros((4, 4, 1), np.complex64), np.ones((4, 4, 1), bool))
+    with pytest.raises(InputError, match=r"\(5, 4\)"):
+        equalize_like(np.zeros((4, 4)), np.zeros((5, 4)))
     with pytest.raises(InputError, match="mask"):
         equalize_hist(np.zeros((4, 4)), mask=np.ones((4, 5), bool))

@@ -38,26 +38,26 @@ def uniform_over(values, expected):
 
 def test_square_is_uniform_in_place_size_and_share():
     square = squares((100, 80))
-    middle = (square.rows.start + square.rows.stop) // 2
-    clipped = (square.columns.start == 0) | (square.columns.stop == 80)
-    clipped |= (square.rows.start == 0) | (square.rows.stop == 100)
-    sides = square.rows.stop - square.rows.start
+    middle = (square.spans[0].start + square.spans[0].stop) // 2
+    clipped = (square.spans[1].start == 0) | (square.spans[1].stop == 80)
+    clipped |= (square.spans[0].start == 0) | (square.spans[0].stop == 100)
+    sides = square.spans[0].stop - square.spans[0].start
     # 5 to 19 pixels half-width along the first axis, whatever the second is.
     uniform_over(sides[(middle >= 19) & (middle <= 81)] // 2, np.arange(5, 20))
     # Large squares lose their corner of the image, which moves the middle of those.
     small = sides <= 20
     uniform_over(middle[small], np.arange(10, 90))
-    columns = (square.columns.start + square.columns.stop) // 2
+    columns = (square.spans[1].start + square.spans[1].stop) // 2
     uniform_over(columns[small & ~clipped & (columns > 10) & (columns < 70)], np.arange(11, 70))
     assert stats.kstest(square.share, "uniform", (0.05, 0.9)).pvalue > 1e-3
     assert abs(np.corrcoef(square.share, sides)[0, 1]) < 0.03
-    assert square.columns.start.min() == 0
-    assert square.columns.stop.max() == 80
+    assert square.spans[1].start.min() == 0
+    assert square.spans[1].stop.max() == 80
 
 
 def test_sizes_can_follow_the_shorter_axis():
     square = squares((100, 40), relative_to="min")
-    assert (square.rows.stop - square.rows.start).max() == 2 * 7
+    assert (square.spans[0].stop - square.spans[0].start).max() == 2 * 7
 
 
 def test_classes_are_equal_steps_of_share():
@@ -78,7 +78,7 @@ def test_without_foreground_the_square_is_empty():
             key, (32, 32), **OPTIONS | {"foreground": jnp.zeros((32, 32, 1), bool)}
         )
     )(jax.random.key(0))
-    assert not patches.inside(square.rows, square.columns, (32, 32)).any()
+    assert not patches.within(square.spans, (32, 32)).any()
 
 
 def test_uniforms_become_integers_and_normals():

@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy import ndimage
 
 from caal_jax.synthesis import patches, pii
 from caal_jax.synthesis.poisson import interpolate
@@ -9,13 +10,13 @@ from caal_jax.synthesis.poisson import interpolate
 KEYS = jax.random.split(jax.random.key(3), 4)
 
 
-def square_of(key, shape):
+def square_of(key, shape, half_width=(0.05, 0.2)):
     return patches.draw_square(
         key,
         shape,
         foreground=None,
         core_fraction=1.0,
-        half_width=(0.05, 0.2),
+        half_width=half_width,
         relative_to="first",
         share=(0.05, 0.95),
         num_classes=None,
@@ -32,7 +33,7 @@ def test_equals_the_whole_image_solve_inside_the_drawn_square(pairs, normalise):
         KEYS, targets, sources
     )
     squares = jax.jit(jax.vmap(lambda key: square_of(key, shape)))(KEYS)
-    inside = jax.vmap(lambda s: patches.inside(s.rows, s.columns, shape))(squares)
+    inside = jax.vmap(lambda s: patches.within(s.spans, shape))(squares)
     expected = jax.jit(jax.vmap(lambda *args: interpolate(*args, normalise=normalise)))(
         targets, sources, inside, squares.share
     )
@@ -52,7 +53,7 @@ def test_equals_the_whole_image_solve_inside_the_drawn_square(pairs, normalise):
     assert not np.any(found.label_std)
     assert any(
         start == 0 or stop == n
-        for span, n in zip((squares.rows, squares.columns), shape, strict=True)
+        for span, n in zip(squares.spans, shape, strict=True)
         for start, stop in zip(span.start, span.stop, strict=True)
     )
 
@@ -66,3 +67,32 @@ def test_stays_in_the_range_of_each_target(pairs):
         assert target.min() <= image.min()
         assert image.max() <= target.max()
     assert any(np.sum(x == t.min()) > 1 for x, t in zip(images, targets, strict=True))
+
+
+def test_cubes_in_volumes_equal_the_whole_volume_solve():
+    """`interpolate` itself faces SciPy in a ball."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(2).random((2, 13, 16, 15, 1)), 1)
+    target, source = ((noise - noise.min()) / np.ptp(noise)).astype(np.float32)
+    shape = target.shape[:3]
+    both = jax.jit(
+        lambda key: (
+            pii(key, target, source, core_fraction=1.0, half_width=(0.2, 0.35)),
+            square_of(key, shape, half_width=(0.2, 0.35)),
+        )
+    )
+    solve = jax.jit(lambda mask, share: interpolate(target, source, mask, share))
+    clipped = 0
+    for key in KEYS:
+        found, cube = both(key)
+        inside = np.asarray(patches.within(cube.spans, shape))
+        assert_allclose(found.image, solve(inside, cube.share), atol=2e-6)
+        clipped += any(
+            span.start == 0 or span.stop == n for span, n in zip(cube.spans, shape, strict=True)
+        )
+        free = np.zeros((*shape, 1), bool)
+        free[1:-1, 1:-1, 1:-1] = inside[1:-1, 1:-1, 1:-1]
+        assert_array_equal(found.image[~free], target[~free])
+        assert set(np.unique(found.label[free])) <= {0, np.float32(cube.share)}
+        assert np.mean(found.label[free] > 0) > 0.9
+        assert not np.any(found.label[~free])
+    assert clipped > 0

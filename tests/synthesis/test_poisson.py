@@ -1,5 +1,6 @@
-"""Blends against float64 sparse solves of the formulas, written out edge by edge."""
+"""Blends against float64 sparse solves of the formulas, and against OpenCV."""
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,78 +11,93 @@ from scipy.sparse.linalg import spsolve
 
 from caal_jax.errors import InputError
 from caal_jax.synthesis import poisson
-from caal_jax.synthesis.poisson import blend_dst, interpolate
+from caal_jax.synthesis.poisson import blend_dst, blend_mask, interpolate, seamless_clone
 
 # Compiled once for each shape; one test works eagerly.
 compiled_blend = jax.jit(blend_dst, static_argnames="mixed")
+compiled_mask = jax.jit(jax.vmap(blend_mask))
 compiled_interpolate = jax.jit(interpolate, static_argnames="normalise")
 
 NEIGHBOURS = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
 
 def smooth(seed, shape, sigma=2.0):
-    noise = ndimage.gaussian_filter(np.random.default_rng(seed).random(shape), (sigma, sigma, 0))
+    sigmas = [sigma] * (len(shape) - 1) + [0]
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).random(shape), sigmas)
     return ((noise - noise.min()) / np.ptp(noise)).astype(np.float32)
 
 
-def dirichlet(base, inside, guide):
-    """f with 4 f(p) - sum f(q) = sum guide(p, q) for p inside and f = base elsewhere, float64."""
-    number = np.full(base.shape, -1)
+def without_rim(mask):
+    return np.pad(mask[(slice(1, -1),) * mask.ndim], 1)
+
+
+def dirichlet(target, source, inside, guide):
+    """f with sum_q f(p) - f(q) = sum_q guide(p, q), p inside, and f = target elsewhere, float64.
+
+    One channel, any number of axes; guide(target_p - target_q, source_p - source_q, move) with
+    move(x) the neighbours' x, and move.forward whether they come after p.
+    """
+    target, source = target.astype(float), source.astype(float)
+    number = np.full(target.shape, -1)
     number[inside] = np.arange(inside.sum())
-    rows, columns, right = [], [], np.zeros(inside.sum())
-    for p in np.argwhere(inside):
-        k = number[tuple(p)]
-        for step in NEIGHBOURS:
-            q = p + step
-            right[k] += guide(tuple(p), tuple(q))
-            if inside[tuple(q)]:
-                rows.append(k)
-                columns.append(number[tuple(q)])
-            else:
-                right[k] += base[tuple(q)]
-    count = len(right)
-    matrix = sparse.diags_array([4.0] * count) - sparse.coo_array(
-        (np.ones(len(rows)), (rows, columns)), (count, count)
-    )
-    out = base.copy()
-    out[inside] = spsolve(matrix.tocsr(), right)
+    count = inside.sum()
+    matrix, right = sparse.diags_array([2.0 * target.ndim] * count), np.zeros(count)
+    for axis in range(target.ndim):
+        for step in (-1, 1):
+
+            def move(x, axis=axis, step=step):
+                return np.roll(x, step, axis)
+
+            move.forward = step == -1
+            right += guide(target - move(target), source - move(source), move)[inside]
+            q = move(number)[inside]
+            right += np.where(q < 0, move(target)[inside], 0)
+            p = np.flatnonzero(q >= 0)
+            matrix = matrix - sparse.coo_array((np.ones(len(p)), (p, q[p])), (count, count))
+    out = target.copy()
+    out[inside] = spsolve(matrix.tocsc(), right)
     return out
 
 
-def reference_interpolate(target, source, inside, alpha, normalise):
-    target, source = target.astype(float), source.astype(float)
+def reference_interpolate(target, source, mask, alpha, normalise):
+    def guide(own, foreign, _):
+        own, foreign = own * (1 if normalise else 1 - alpha), foreign * alpha
+        return np.where(np.abs(own) > np.abs(foreign), own, foreign)
 
-    def guide(p, q):
-        own = (target[p] - target[q]) * (1 if normalise else 1 - alpha)
-        foreign = (source[p] - source[q]) * alpha
-        return own if abs(own) > abs(foreign) else foreign
-
-    solved = dirichlet(target, inside, guide)
+    solved = dirichlet(target, source, without_rim(mask), guide)
     return np.clip(solved, target.min(), target.max())
 
 
+def mix(own, foreign, weight, mixed):
+    if mixed:
+        foreign = np.where(np.abs(own) >= np.abs(foreign), own, foreign)
+    return own + weight * (foreign - own)
+
+
 def reference_blend(target, source, mask, mixed):
-    """One channel, the whole array as rectangle; the weight of an edge is that of its upper or
-    left end."""
-    target, source = target.astype(float), source.astype(float)
-    mask = np.pad(mask[1:-1, 1:-1].astype(float), 1)
-    inside = np.pad(np.ones((target.shape[0] - 2, target.shape[1] - 2), bool), 1)
+    """The whole array is solved; the weight of an edge is that of its upper or left end."""
+    weight = without_rim(mask.astype(float))
 
-    def guide(p, q):
-        start = min(p, q)
-        own, foreign = target[p] - target[q], source[p] - source[q]
-        if mixed and abs(own) >= abs(foreign):
-            foreign = own
-        return own + mask[start] * (foreign - own)
+    def guide(own, foreign, move):
+        return mix(own, foreign, weight if move.forward else move(weight), mixed)
 
-    return dirichlet(target, inside, guide)
+    return dirichlet(target, source, without_rim(np.ones(mask.shape, bool)), guide)
 
 
-SIZES = [(3, 3), (16, 7), (96, 95)]
+def reference_mask(target, source, mask, mixed=False):
+    """Only the mask is solved; the weight of an edge is the larger one of its ends."""
+    weight = without_rim(mask.astype(float))
+
+    def guide(own, foreign, move):
+        return mix(own, foreign, np.maximum(weight, move(weight)), mixed)
+
+    return dirichlet(target, source, weight > 0, guide)
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "mixed"),
+    [((3, 3), False), ((16, 7), True), ((96, 95), True), ((96, 95), False), ((12, 7, 9), True)],
+)
 def test_blend_solves_the_rectangle(size, mixed):
     target, source = smooth(0, (*size, 2)), 3 * smooth(1, (*size, 2))
     mask = np.random.default_rng(2).random(size).astype(np.float32)  # soft, up to the border
@@ -89,56 +105,158 @@ def test_blend_solves_the_rectangle(size, mixed):
     for c in range(2):
         expected = reference_blend(target[..., c], source[..., c], mask, mixed)
         assert_allclose(blended[..., c], expected, atol=1e-5)
-    rim = np.pad(np.zeros((size[0] - 2, size[1] - 2), bool), 1, constant_values=True)
+    rim = ~without_rim(np.ones(size, bool))
     assert_array_equal(blended[rim], target[rim])
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-@pytest.mark.parametrize(
-    ("size", "rows", "columns"),
-    [
-        ((40, 48), slice(0, 40), slice(0, 48)),  # the border is left out
-        ((33, 20), slice(26, 33), slice(5, 9)),
-        ((90, 21), slice(2, 85), slice(3, 15)),
-    ],
-)
-def test_interpolation_solves_the_formula(size, rows, columns, normalise):
-    target, source = smooth(3, (*size, 1)), smooth(4, (*size, 1))
-    mask = np.zeros(size, bool)
-    mask[rows, columns] = True
-    alpha = np.float32(0.37)
-    inside = np.pad(mask[1:-1, 1:-1], 1)
-    expected = reference_interpolate(target[..., 0], source[..., 0], inside, 0.37, normalise)
-    found = compiled_interpolate(target, source, mask, alpha, normalise=normalise)
+def shapes(size):
+    """Hard masks of every outline: full, ellipse, corner, scattered, split, one pixel, none."""
+    row, column = np.mgrid[: size[0], : size[1]] / np.array(size)[:, None, None]
+    rng = np.random.default_rng(3)
+    return np.stack(
+        [
+            np.ones(size, bool),
+            ((row - 0.5) / 0.4) ** 2 + ((column - 0.4) / 0.3) ** 2 < 1,
+            (row > 0.6) | (column < 0.3),
+            rng.random(size) > 0.6,
+            (np.abs(row - 0.5) > 0.2) & (column > 0.3) & (column < 0.7),
+            (row == 8 / size[0]) & (column == 5 / size[1]),
+            np.zeros(size, bool),
+        ]
+    )
+
+
+def test_only_the_mask_is_solved_whatever_its_outline():
+    size = (33, 28)
+    hard = shapes(size)
+    soft = hard * np.random.default_rng(4).random(hard.shape)
+    masks = np.concatenate([hard, soft]).astype(np.float32)
+    targets = np.stack([smooth(k, (*size, 1)) for k in range(len(masks))])
+    sources = np.stack([smooth(k, (*size, 1), 1) for k in range(50, 50 + len(masks))])
+    blended = compiled_mask(targets, sources, masks)
+    for target, source, mask, found in zip(
+        targets[..., 0], sources[..., 0], masks, blended[..., 0], strict=True
+    ):
+        assert_allclose(found, reference_mask(target, source, mask), atol=1e-5)
+        inside = without_rim(mask) > 0
+        assert_array_equal(found[~inside], target[~inside])
+    # One pixel alone: the mean of its neighbours and the four differences.
+    assert np.sum(blended[5] != targets[5]) == 1
+
+
+def test_large_ellipses_and_channels_keep_float32_accuracy():
+    size = (256, 240)
+    mask = shapes(size)[1]
+    target, source = smooth(5, (*size, 2), 4), smooth(6, (*size, 2))
+    found = jax.jit(lambda *args: blend_mask(*args, mixed=True))(target, source, mask)
+    for c in range(2):
+        expected = reference_mask(target[..., c], source[..., c], mask, mixed=True)
+        assert_allclose(found[..., c], expected, atol=1e-5)
+
+
+def test_volumes_are_solved_inside_a_ball():
+    size = (14, 11, 9)
+    ball = np.sum((np.indices(size).T - np.array([6, 5, 4])) ** 2, -1).T < 4.2**2
+    target, source = smooth(7, (*size, 1)), smooth(8, (*size, 1))
+    expected = reference_mask(target[..., 0], source[..., 0], ball)
+    assert_allclose(jax.jit(blend_mask)(target, source, ball)[..., 0], expected, atol=1e-5)
+    found = compiled_interpolate(target, source, ball, 0.6)
+    expected = reference_interpolate(target[..., 0], source[..., 0], ball, 0.6, False)
     assert_allclose(found[..., 0], expected, atol=1e-5)
-    assert np.abs(expected - target[..., 0])[inside].max() > 1e-3
-    assert_array_equal(found[~inside], target[~inside])
+
+
+def boxes(size):
+    masks = np.zeros((4, *size), bool)
+    masks[0, 26:, 5:9] = masks[1, 2:30, 3:15] = masks[2] = True
+    masks[3] = shapes(size)[1]
+    return masks
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_interpolation_solves_the_formula(normalise):
+    size, alpha = (33, 28), np.float32(0.37)
+    target, source = smooth(3, (*size, 1)), smooth(4, (*size, 1))
+    for mask in boxes(size):
+        inside = without_rim(mask)
+        expected = reference_interpolate(target[..., 0], source[..., 0], mask, 0.37, normalise)
+        found = compiled_interpolate(target, source, mask, alpha, normalise=normalise)
+        assert_allclose(found[..., 0], expected, atol=1e-5)
+        assert np.abs(expected - target[..., 0])[inside].max() > 1e-3
+        assert_array_equal(found[~inside], target[~inside])
 
 
 def test_eager_and_vmapped_solves_agree_with_it_too():
-    size = (40, 31)
-    targets = np.stack([smooth(k, (*size, 1)) for k in range(2)])
-    sources = np.stack([smooth(k, (*size, 1)) for k in (5, 6)])
-    masks = np.zeros((2, *size), bool)
-    masks[0, 4:30, 9:20], masks[1, 10:14, 2:31] = True, True
-    alphas = np.array([0.2, 0.9], np.float32)
+    size = (33, 28)
+    masks, alphas = boxes(size), np.array([0.2, 0.9, 0.5, 0.7], np.float32)
+    targets = np.stack([smooth(k, (*size, 1)) for k in range(4)])
+    sources = np.stack([smooth(k, (*size, 1)) for k in range(5, 9)])
     interpolated = jax.jit(jax.vmap(interpolate))(targets, sources, masks, alphas)
     blended = jax.jit(jax.vmap(blend_dst))(targets, sources, masks)
-    for k in range(2):
+    for k in range(4):
         pair = targets[k, ..., 0], sources[k, ..., 0]
-        inside = np.pad(masks[k, 1:-1, 1:-1], 1)
-        expected = reference_interpolate(*pair, inside, alphas[k].astype(float), False)
+        expected = reference_interpolate(*pair, masks[k], alphas[k].astype(float), False)
         assert_allclose(interpolated[k, ..., 0], expected, atol=1e-5)
         assert_allclose(blended[k, ..., 0], reference_blend(*pair, masks[k], False), atol=1e-5)
-    one = targets[0], sources[0], masks[0]
-    assert_allclose(interpolate(*one, alphas[0]), interpolated[0], atol=1e-6)
+    alone = blend_dst(targets[1], sources[1], masks[1])
+    assert_allclose(alone, blended[1], atol=1e-6)
 
 
-@pytest.mark.parametrize("first", [0, 3])
-def test_every_basis_is_the_sine_transform(first):
-    size = 94
+def opencv_masks(size):
+    """What OpenCV gets: hard, soft and split masks up to the border, odd and tiny ones."""
+    full, ellipse, corner, _, split, dot, empty = 255 * shapes(size).astype(np.uint8)
+    soft = ndimage.gaussian_filter(np.random.default_rng(5).random(size), 3)
+    soft = np.where(soft > np.median(soft), 255 * soft / soft.max(), 0).astype(np.uint8)
+    odd, tiny = np.zeros((2, *size), np.uint8)
+    odd[7:28, 3:20], tiny[10:13, 20:23] = 130, 255
+    return np.stack([full, ellipse, corner, split, soft, odd, tiny, dot, empty])
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_seamless_clone_is_that_of_opencv(mixed):
+    size = (45, 52)
+    masks = opencv_masks(size)
+    levels = [
+        np.stack([np.round(255 * smooth(k, (*size, 3), s)) for k in range(n, n + len(masks))])
+        for n, s in ((0, 3), (20, 1))
+    ]
+    targets, sources = (x.astype(np.uint8) for x in levels)
+    found = jax.jit(jax.vmap(lambda *args: seamless_clone(*args, mixed=mixed)))(
+        *(np.float32(x) / 255 for x in (targets, sources, masks))
+    )
+    assert found.dtype == np.float32
+    flag = cv2.MIXED_CLONE if mixed else cv2.NORMAL_CLONE
+    for target, source, mask, image in zip(targets, sources, masks, found, strict=True):
+        rows, columns = (np.flatnonzero(without_rim(mask).any(axis)) for axis in (1, 0))
+        if min(len(rows), len(columns)) < 3:
+            assert_allclose(image, target / 255, atol=1e-7)
+            continue
+        height, width = (int(x[-1] - x[0] + 1) for x in (rows, columns))
+        centre = (int(columns[0]) + width // 2, int(rows[0]) + height // 2)
+        # OpenCV 5 overwrites the mask it is given.
+        expected = cv2.seamlessClone(source, target, mask.copy(), centre, flag).astype(float)
+        off = np.abs(np.floor(255 * image + 1e-3) - expected)
+        assert off.max() <= 1
+        assert off.mean() < 0.01
+        if height > 9:
+            assert np.abs(expected - target).max() > 10
+        rim = np.ones(size, bool)
+        rim[rows[1] : rows[-1], columns[1] : columns[-1]] = False
+        assert_array_equal(image[rim], np.float32(target[rim]) / np.float32(255))
+
+
+def test_volumes_have_no_opencv_rule():
+    with pytest.raises(InputError, match="blend_mask"):
+        seamless_clone(np.zeros((4, 4, 4, 1)), np.zeros((4, 4, 4, 1)), np.zeros((4, 4, 4)))
+
+
+@pytest.mark.parametrize(("size", "first"), [(94, 0), (94, 3), (150, 3)])
+def test_every_basis_is_the_sine_transform(size, first):
+    """The largest size is beyond the table of matrices."""
     counts = np.arange(size - first + 1)
-    found = jax.jit(jax.vmap(lambda count: poisson.sine_basis(first, count, size).matrix))(counts)
+    assert (size > poisson.LARGEST_TABLE) == (size == 150)
+    basis = jax.jit(jax.vmap(lambda count: poisson.sine_basis(first, count, size)))(counts)
+    assert_array_equal(basis.transposed, np.swapaxes(basis.matrix, 1, 2))
+    found = np.asarray(basis.matrix)
     for count in counts:
         p = np.arange(1, count + 1)
         expected = np.zeros((size, size))
@@ -184,31 +302,33 @@ def test_large_blends_keep_float32_accuracy():
 
 
 def test_identical_or_offset_sources_change_nothing():
-    target = smooth(7, (30, 30, 1))
-    mask = np.ones((30, 30), bool)
+    target = smooth(7, (33, 28, 1))
+    mask = np.ones((33, 28), bool)
     for source in (target, target + 0.25):
         assert_allclose(compiled_blend(target, source, mask), target, atol=1e-6)
         assert_allclose(compiled_blend(target, source, mask, mixed=True), target, atol=1e-6)
-        assert_allclose(compiled_interpolate(target, source, mask, 1.0), target, atol=1e-6)
+        assert_allclose(
+            compiled_interpolate(target, source, mask, np.float32(1)), target, atol=1e-6
+        )
     assert_allclose(
-        compiled_interpolate(target, smooth(8, (30, 30, 1)), mask, 0.0), target, atol=1e-6
+        compiled_interpolate(target, smooth(8, (33, 28, 1)), mask, np.float32(0)), target, atol=1e-6
     )
 
 
 def test_published_form_flattens_texture_and_normalise_does_not():
-    target = smooth(9, (30, 30, 1))
-    mask = np.ones((30, 30), bool)
-    assert np.abs(compiled_interpolate(target, target, mask, 0.5) - target).max() > 0.05
+    target = smooth(9, (33, 28, 1))
+    mask, half = np.ones((33, 28), bool), np.float32(0.5)
+    assert np.abs(compiled_interpolate(target, target, mask, half) - target).max() > 0.05
     assert_allclose(
-        compiled_interpolate(target, target, mask, 0.5, normalise=True), target, atol=1e-6
+        compiled_interpolate(target, target, mask, half, normalise=True), target, atol=1e-6
     )
 
 
 def test_a_flat_target_ignores_an_affine_source():
-    target = np.full((30, 30, 1), 0.5, np.float32)
-    row, column = np.mgrid[:30, :30]
+    target = np.full((33, 28, 1), 0.5, np.float32)
+    row, column = np.mgrid[:33, :28]
     source = (0.01 * row + 0.02 * column)[..., None].astype(np.float32)
-    found = compiled_interpolate(target, source, np.ones((30, 30), bool), 0.6)
+    found = compiled_interpolate(target, source, np.ones((33, 28), bool), np.float32(0.6))
     assert_allclose(found, target, atol=1e-6)
 
 

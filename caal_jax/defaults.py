@@ -19,16 +19,18 @@ def training_config():
     config.foreground_threshold = 0.05  # of the robust intensity range
 
     # The synthetic anomalies, made on the device inside the training step.
-    config.task = "fpi"  # fpi, pii or probabilistic_pii
-    config.equalise = "preprocess"  # preprocess (histogram-equalise every image) or none
+    # One of caal_jax.synthesis.TASKS, a mixture (fpi*2+nsa) or a schedule (cutpaste,500@fpi*2+nsa).
+    config.task = "fpi_blob"
+    # preprocess (every image), source_guidance, both_guidance, label_only or none
+    config.equalise = "preprocess"
     config.equalise_foreground = True  # histogram of the foreground alone, background stays 0
     config.num_patches = 3  # at most, per image, each blended into the last result
-    config.source_jitter = True  # flips, shifts and new intensities for what is blended in
+    config.source_jitter = True  # turns, zooms, shifts, new intensities for what is blended in
     config.clean_fraction = 0.25  # of each batch is left healthy, with an empty label
 
     # The localiser.
     config.localiser = "unet"
-    config.width = 16  # channels of the first level
+    config.width = 24  # channels of the first level; each level adds half of it
     config.depth = 4  # levels
     config.dropout = 0.0  # > 0 and num_samples > 1: Monte Carlo dropout
     config.std_weight = 1.0  # weight of the std head's loss
@@ -37,7 +39,7 @@ def training_config():
     config.num_members = 3  # of the deep ensemble
     config.num_steps = 1000
     config.batch_size = 16  # per member
-    config.learning_rate = 5e-3  # peak; linear warm-up, cosine decay to zero
+    config.learning_rate = 2e-3  # peak, of Adam's part; linear warm-up, cosine decay to zero
     config.warmup_steps = 50
     config.weight_decay = 1e-4
     config.log_steps = 20
@@ -46,6 +48,7 @@ def training_config():
     # Confidence and evaluation.
     config.num_samples = 2  # per member, from the std head and dropout
     config.score_fraction = 0.01  # image score: mean of this top share of the foreground
+    config.score_smoothing = 1.0  # slices: volumes are smoothed across them before they are scored
     config.false_positive_rate = 0.05  # of the image threshold, on held-out healthy cases
     config.abstain_z = 1.0  # abstain where the threshold is this close, in stds of the score
     config.num_resamples = 1000  # bootstrap

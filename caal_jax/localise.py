@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from scipy import ndimage
 
 from caal_jax import localisers, parallel
 from caal_jax.checkpoint import Checkpoints
@@ -25,6 +26,7 @@ from caal_jax.confidence.sketch import TopShareSketch, sketch, top_share_mean
 from caal_jax.data.letterbox import Placement, letterbox, unletterbox
 from caal_jax.data.slices import case_range, match_channels
 from caal_jax.errors import InputError
+from caal_jax.preprocess.guidance import WAYS
 from caal_jax.preprocess.prepare import prepare
 
 INFERENCE_BATCH = 32  # slices per member and call, at most; a power of two
@@ -52,11 +54,11 @@ def build_localiser(config):
 
 def build_prepare(config):
     """`prepare(raw, low, high)` of one slice, as a config wants it."""
-    if config.equalise not in ("preprocess", "none"):
+    if config.equalise not in WAYS:
         raise InputError(
             "config.equalise",
             found=repr(config.equalise),
-            expected="'preprocess' or 'none'",
+            expected=" or ".join(map(repr, WAYS)),
             remedy="Choose one of these.",
         )
     return functools.partial(
@@ -207,9 +209,9 @@ class Prediction:
     anomaly: calibrated probability in [0, 1]. epistemic: mutual information of the label and the
     sample, in nats, at most ln 2; high where members disagree. aleatoric: expected entropy in
     nats. foreground: bool. image: (..., C) as the network saw it. score: mean of the top share of
-    the mean map, before calibration; score_std: its spread over all samples. probability:
-    calibrated, that the case is abnormal. p_value: the share of held-out healthy cases that
-    score as high. verdict: "normal", "abnormal" or "abstain".
+    the mean map, of volumes smoothed across slices, before calibration; score_std: its spread over
+    all samples. probability: calibrated, that the case is abnormal. p_value: the share of held-out
+    healthy cases that score as high. verdict: "normal", "abnormal" or "abstain".
     """
 
     anomaly: np.ndarray
@@ -258,7 +260,7 @@ class FinishedRun:
         stack = case_stack(case, image_size=config.image_size, channels=self.channels)
         prepared = self._predictor.prepare(stack.raw, stack.low, stack.high)
         found = self._predictor(*prepared)
-        score, spread = image_scores(found, config.score_fraction)
+        score, spread = image_scores(found, config)
 
         def native(maps):
             maps = np.stack([unletterbox(np.float32(one), stack.place) for one in maps])
@@ -281,12 +283,19 @@ class FinishedRun:
         )
 
 
-def image_scores(stack, fraction):
-    """The score of a whole `Stack`: (of its mean map, of every sample's own map (samples,))."""
+def image_scores(stack, config):
+    """The score of a whole `Stack`: (of its mean map, of every sample's own map (samples,)).
+
+    The mean map of a volume is first smoothed across its slices, by a Gaussian of
+    `config.score_smoothing` slices: an anomaly spans several, while the slices were judged one by
+    one. Samples are reduced to histograms on the device and stay unsmoothed; their spread is what
+    counts.
+    """
     of_slices = jax.tree.map(lambda a: a.sum(1), stack.sketches)
-    return volume_score(stack.belief.mean, stack.foreground, q=fraction), top_share_mean(
-        of_slices, fraction
-    )
+    mean, fraction = stack.belief.mean, config.score_fraction
+    if len(mean) > 1 and config.score_smoothing:
+        mean = ndimage.gaussian_filter1d(mean, config.score_smoothing, axis=0, mode="nearest")
+    return volume_score(mean, stack.foreground, q=fraction), top_share_mean(of_slices, fraction)
 
 
 def read_config(workdir):

@@ -51,16 +51,24 @@ def phantom_dataset(*, region, size, num_train, num_validation, num_test, seed):
     Raises: InputError for an unknown region or a size below 32.
     """
     _check(region, size)
-    entries = [
-        Entry(f"{i:05d}", functools.partial(_load, seed, i, region=region, size=size))
-        for i in range(num_train + num_validation + num_test)
-    ]
-    first_test = num_train + num_validation
+    # Each split numbers its own subjects: more of one leaves the others as they are.
+    train, validation, test = (
+        [
+            Entry(
+                f"{split}_{i:05d}",
+                functools.partial(_load, (seed, number, i), split, region=region, size=size),
+            )
+            for i in range(count)
+        ]
+        for number, (split, count) in enumerate(
+            (("train", num_train), ("validation", num_validation), ("test", num_test))
+        )
+    )
     return DataSet(
         name=f"phantom-{region}",
-        train=entries[:num_train],
-        validation=entries[num_train:first_test],
-        test=planted_entries(entries[first_test:], seed=seed),
+        train=train,
+        validation=validation,
+        test=planted_entries(test, seed=seed),
         stamp="phantom",
         notes=(
             f"All images are made-up {region} volumes of {size} voxels a side; none is a scan.",
@@ -86,10 +94,10 @@ def _check(region, size):
         )
 
 
-def _load(seed, index, *, region, size):
-    case_id = f"{index:05d}"
+def _load(numbers, split, *, region, size):
+    case_id = f"{split}_{numbers[-1]:05d}"
     slice_axis = SLICE_AXES[region]
-    volume = make_volume([seed, index], region=region, size=size)
+    volume = make_volume(numbers, region=region, size=size)
     return Case(
         case_id=case_id,
         image=np.ascontiguousarray(np.moveaxis(volume, slice_axis, 0))[..., np.newaxis],

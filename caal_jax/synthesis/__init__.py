@@ -3,6 +3,7 @@
 from caal_jax.synthesis.anomaly import Anomaly
 from caal_jax.synthesis.cutpaste import cutpaste, cutpaste_3way, cutpaste_scar, cutpaste_union
 from caal_jax.synthesis.fpi import fpi
+from caal_jax.synthesis.fpi_blob import fpi_blob
 from caal_jax.synthesis.nsa import calibrate_logistic, nsa
 from caal_jax.synthesis.nsa_presets import nsa_preset
 from caal_jax.synthesis.pii import pii
@@ -10,10 +11,17 @@ from caal_jax.synthesis.probabilistic_pii import probabilistic_pii
 from caal_jax.synthesis.source import jitter_source
 
 # By the names that configs and command lines use.
-TASKS = {
-    task.__name__: task
-    for task in (cutpaste, cutpaste_scar, cutpaste_union, fpi, pii, nsa, probabilistic_pii)
-}
+_TASKS = (
+    cutpaste,
+    cutpaste_scar,
+    cutpaste_union,
+    fpi,
+    fpi_blob,
+    pii,
+    nsa,
+    probabilistic_pii,
+)
+TASKS = {task.__name__: task for task in _TASKS}
 
 __all__ = [
     "TASKS",
@@ -24,6 +32,7 @@ __all__ = [
     "cutpaste_scar",
     "cutpaste_union",
     "fpi",
+    "fpi_blob",
     "jitter_source",
     "nsa",
     "nsa_preset",

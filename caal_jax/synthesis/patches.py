@@ -106,6 +106,7 @@ def pick_pixel(uniforms, mask):
     A row is picked by its number of pixels, then one of them: no sampling over H x W numbers.
     Without any True pixel the answer means nothing.
     """
+    mask = jnp.asarray(mask)  # a NumPy array cannot be looked up at a traced pixel
     pixel = []
     for uniform in uniforms:
         pixel.append(_pick_weighted(uniform, jnp.sum(mask, range(1, mask.ndim))))

@@ -121,8 +121,8 @@ def test_case_layout(region):
     assert data_set.stamp == "phantom"
     (entry,) = data_set.train
     case = entry.load()
-    volume = make_volume([11, 0], region=region, size=32)
-    assert case.case_id == entry.case_id == "00000"
+    volume = make_volume((11, 0, 0), region=region, size=32)
+    assert case.case_id == entry.case_id == "train_00000"
     assert case.geometry.slice_axis == {"brain": 2, "abdomen": 1}[region]
     np.testing.assert_array_equal(
         np.moveaxis(case.image[..., 0], 0, case.geometry.slice_axis), volume
@@ -141,11 +141,20 @@ def test_case_layout(region):
 def test_splits_are_disjoint_and_healthy(data_set, test_cases):
     training = [entry.load() for entry in data_set.train + data_set.validation]
     cases = training + test_cases
-    assert [case.case_id for case in cases] == [f"{i:05d}" for i in range(37)]
+    counts = {"train": 3, "validation": 2, "test": 32}
+    ids = [f"{split}_{i:05d}" for split, count in counts.items() for i in range(count)]
+    assert [case.case_id for case in cases] == ids
     assert len({case.patient for case in cases}) == 37
     assert all(case.label == 0 and not case.mask.any() for case in training)
     normal = [case.image for case in cases if case.label == 0]
     assert len({image.tobytes() for image in normal}) == len(normal)
+
+
+def test_more_training_subjects_leave_the_test_split_as_it_is(test_cases):
+    larger = phantom_dataset(
+        region="abdomen", size=32, num_train=9, num_validation=4, num_test=32, seed=7
+    )
+    np.testing.assert_array_equal(larger.test[0].load().image, test_cases[0].image)
 
 
 def test_half_of_the_test_split_is_abnormal_in_every_kind(test_cases):
@@ -161,7 +170,8 @@ def test_half_of_the_test_split_is_abnormal_in_every_kind(test_cases):
 
 def test_test_masks_tell_where_the_healthy_subject_was_changed(test_cases):
     for case in test_cases:
-        healthy = make_volume([7, int(case.case_id)], region="abdomen", size=32)
+        number = int(case.case_id.removeprefix("test_"))
+        healthy = make_volume((7, 2, number), region="abdomen", size=32)
         healthy = np.moveaxis(healthy, 1, 0)[..., np.newaxis]
         np.testing.assert_array_equal((case.image != healthy).any(axis=-1), case.mask)
 

@@ -1,99 +1,154 @@
+"""Against SciPy's look-up at the same places, and against moves that NumPy has a name for."""
+
 import inspect
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import ndimage, stats
 
 from caal_jax.errors import InputError
-from caal_jax.synthesis import jitter_source
+from caal_jax.synthesis import jitter_source, source
 from caal_jax.synthesis.source import place_source
 
 RNG = np.random.default_rng(0)
-SQUARE = RNG.random((8, 8, 2), np.float32)
-WIDE = RNG.random((6, 10, 1), np.float32)
-KEYS = jax.random.split(jax.random.key(0), 512)
-
-placed = jax.jit(place_source)
-jittered = jax.jit(jitter_source)
-
-
-@jax.jit
-def jittered_many(source, log_gain, offset):
-    return jax.vmap(lambda key: jitter_source(key, source, log_gain=log_gain, offset=offset))(KEYS)
-
-
-def reference(source, turns, steps, gain, offset):
-    if turns[0]:
-        source = np.flipud(source)
-    if turns[1]:
-        source = np.fliplr(source)
-    if turns[2] and source.shape[0] == source.shape[1]:
-        source = source.transpose(1, 0, 2)
-    source = np.roll(np.roll(source, steps[0], 0), steps[1], 1)
-    return np.clip((np.float64(source) - 0.5) * gain + 0.5 + offset, 0, 1)
+SQUARE = RNG.random((24, 24, 2), np.float32)
+ODD = RNG.random((19, 37, 2), np.float32)
+KEYS = jax.random.split(jax.random.key(0), 4000)
+# Each example has its flip, angle, zoom, steps, gain and offset.
+PLACES = (
+    np.array([False, True, False, True]),
+    np.array([0.7, 0.4, 2.5, 5.9], np.float32),
+    np.array([1, 0.31, 1.73, 3.9], np.float32),
+    np.array([[0, 0], [-2, 6], [-40, 80], [5, -4]]),
+    np.array([1, 1.7, 0.4, 1], np.float32),
+    np.array([0, 0.2, -0.5, 0], np.float32),
+)
+QUICK = {"compiler_options": {"xla_backend_optimization_level": 0}}
+jitted = jax.jit(place_source, **QUICK)
 
 
-@pytest.mark.parametrize("source", [SQUARE, WIDE], ids=["square", "wide"])
-@pytest.mark.parametrize("turns", list(itertools.product([False, True], repeat=3)))
-def test_arithmetic_equals_numpy(source, turns):
-    for steps, gain, offset in (((0, 0), 1.0, 0.0), ((2, -3), 1.7, 0.2), ((-1, 9), 0.4, -0.5)):
-        found = placed(source, jnp.array(turns), jnp.array(steps), gain, offset)
+@pytest.fixture(scope="module")
+def many():
+    """A picture jittered with the first 256 keys, compiled and batched."""
+    lifted = jax.vmap(jitter_source, (0, None))
+    return np.asarray(jax.jit(lifted, **QUICK)(KEYS[:256], ODD))
+
+
+def one_by_one(place):
+    return lambda image: [place(image, *(x[k] for x in PLACES)) for k in range(len(PLACES[0]))]
+
+
+def expected_places(image, flip, angle, zoom, steps, gain, offset):
+    """SciPy's pixels, and where no rounding can choose between two of them."""
+    middle = (np.array(image.shape[:2])[:, None, None] - 1) / 2
+    away = np.mgrid[: image.shape[0], : image.shape[1]] - steps[:, None, None] - middle
+    angle = np.float64(angle)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    at = np.tensordot(turn, away, 1) / np.float64(zoom)
+    at = at * np.array([1 - 2 * flip, 1])[:, None, None] + middle
+    pixels = [
+        ndimage.map_coordinates(channel, at, order=0, mode="reflect")
+        for channel in np.moveaxis(np.float64(image), -1, 0)
+    ]
+    toned = np.clip((np.stack(pixels, -1) - 0.5) * gain + 0.5 + offset, 0, 1)
+    return toned, np.all(np.abs(at % 1 - 0.5) > 1e-4, axis=0)
+
+
+@pytest.mark.parametrize(
+    "lift",
+    [
+        one_by_one(place_source),
+        one_by_one(jitted),
+        lambda image: jax.vmap(lambda *place: place_source(image, *place))(*PLACES),
+    ],
+    ids=["eager", "jit", "vmap"],
+)
+def test_pixels_are_those_that_scipy_finds(lift):
+    for found, *place in zip(lift(ODD), *PLACES, strict=True):
+        expected, clear = expected_places(ODD, *place)
+        assert clear.mean() > 0.99
         assert found.dtype == jnp.float32
-        assert_allclose(found, reference(source, turns, steps, gain, offset), atol=1e-6)
+        assert_allclose(found[clear], expected[clear], atol=1e-6)
 
 
-def test_nothing_drawn_is_nothing_done():
-    found = placed(SQUARE, jnp.zeros(3, bool), jnp.zeros(2, int), 1.0, 0.0)
-    assert_allclose(found, SQUARE, atol=1e-7)
+def test_moves_that_numpy_has_a_name_for():
+    def place(flip=False, angle=0.0, zoom=1.0, steps=(0, 0)):
+        return jitted(SQUARE, flip, angle, zoom, jnp.array(steps), 1.0, 0.0)
+
+    mirrored = np.pad(SQUARE, [(5, 5), (5, 5), (0, 0)], mode="symmetric")
+    enlarged = SQUARE[6:18, 6:18].repeat(2, 0).repeat(2, 1)
+    quarter = np.pi / 2
+    for found, expected in (
+        (place(), SQUARE),
+        (place(flip=True), np.flipud(SQUARE)),
+        (place(angle=quarter), np.rot90(SQUARE, -1)),
+        (place(flip=True, angle=quarter), np.rot90(np.flipud(SQUARE), -1)),
+        (place(steps=(5, -4)), mirrored[:24, 9:33]),
+        (place(zoom=2.0), enlarged),
+        (place(zoom=2.0, angle=quarter), np.rot90(enlarged, -1)),
+    ):
+        assert_allclose(found, expected, atol=1e-7)
 
 
-@pytest.mark.parametrize("source", [SQUARE, WIDE], ids=["square", "wide"])
-def test_every_image_stays_in_range(source):
-    many = np.asarray(jittered_many(source, 0.5, 0.3))
-    assert many.shape == (len(KEYS), *source.shape)
+def test_compiled_batches_hold_what_is_drawn_alone(many):
+    # Rounding may tip single pixels to a neighbour.
+    assert np.mean(np.abs(jitter_source(KEYS[1], ODD) - many[1]) > 1e-6) < 0.01
+    assert np.mean(np.abs(many[0] - many[1]) > 1e-6) > 0.9
+
+
+def test_every_image_stays_in_range(many):
+    assert many.shape == (256, *ODD.shape)
     assert many.dtype == np.float32
     assert many.min() == 0  # clipped, not rescaled
     assert many.max() == 1
 
 
-def test_eager_jit_and_vmap_agree():
-    many = jittered_many(SQUARE, 0.5, 0.3)
-    assert_allclose(jittered(KEYS[0], SQUARE), many[0], atol=1e-6)
-    assert_allclose(jitter_source(KEYS[0], SQUARE), many[0], atol=1e-6)
-    assert_allclose(jittered(KEYS[1], SQUARE), many[1], atol=1e-6)
+@pytest.fixture
+def drawn(monkeypatch):
+    """What `jitter_source` asks of `place_source`, as arrays (4000, ...)."""
+    monkeypatch.setattr(source, "place_source", lambda image, *place: place)
+
+    def draw(shape, **options):
+        lifted = jax.vmap(lambda key: jitter_source(key, jnp.zeros(shape), **options))
+        return [np.asarray(x) for x in jax.jit(lifted, **QUICK)(KEYS)]
+
+    return draw
 
 
-@pytest.mark.parametrize(
-    ("source", "ways", "steps"), [(SQUARE, 8, (1, 1)), (WIDE, 4, (1, 2))], ids=["square", "wide"]
-)
-def test_every_turn_and_every_step_is_drawn_and_no_other(source, ways, steps):
-    """With the tone left alone each draw is one of the rearrangements, and all of them come."""
-    many = np.asarray(jittered_many(source, 0.0, 0.0))
-    flips = itertools.product([False, True], repeat=3)
-    turns = [turn for turn in flips if ways == 8 or not turn[2]]
-    moves = list(itertools.product(*(range(-most, most + 1) for most in steps)))
-    known = np.array([[reference(source, t, m, 1, 0) for m in moves] for t in turns])
-    distance = np.abs(many[:, None, None] - known).max((-3, -2, -1)).reshape(len(many), -1)
-    assert_allclose(distance.min(1), 0, atol=1e-6)
-    counts = np.bincount(distance.argmin(1), minlength=ways * len(moves))
-    expected = len(many) / counts.size
-    # Equally likely: within five standard deviations of a Poisson count.
-    assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
-    assert (counts > 0).all()
+def test_draws_are_those_of_the_docstring(drawn):
+    flip, angle, zoom, steps, gain, offset = drawn((40, 24, 1))
+    assert abs(flip.mean() - 0.5) < 4 * 0.5 / np.sqrt(len(KEYS))
+    assert stats.kstest(angle, stats.uniform(0, 2 * np.pi).cdf).pvalue > 1e-3
+    assert stats.kstest(zoom, stats.loguniform(0.3, 4).cdf).pvalue > 1e-3
+    for axis, reach in ((0, 10), (1, 6)):
+        values, counts = np.unique(steps[:, axis], return_counts=True)
+        assert_array_equal(values, np.arange(-reach, reach + 1))
+        assert stats.chisquare(counts).pvalue > 1e-3
+    # A normal number times a uniform one, which gain and offset share.
+    normal, uniform = RNG.normal(size=(2, 100_000)), RNG.random(100_000)
+    tone = np.stack([np.log(gain) / 0.5, offset / 0.3])
+    for found in tone:
+        assert stats.ks_2samp(found, normal[0] * uniform).pvalue > 1e-3
+    together = np.abs(normal * uniform).prod(0).mean()
+    assert_allclose(np.abs(tone).prod(0).mean(), together, rtol=0.1)
+    # Nothing else goes together.
+    columns = np.stack([flip, angle, zoom, *steps.T, *tone])
+    others = np.corrcoef(columns)[~np.eye(len(columns), dtype=bool)]
+    assert np.abs(others).max() < 4.5 / np.sqrt(len(KEYS))
 
 
-def test_tone_is_normal_around_one_half():
-    flat = jnp.full(SQUARE.shape, 0.6)
-    gain = (np.float64(jittered_many(flat, 0.5, 0.0)[:, 0, 0, 0]) - 0.5) / 0.1
-    assert (gain < 5).mean() > 0.99  # the rest is clipped
-    assert abs(np.mean(np.log(gain))) < 4 * 0.5 / np.sqrt(len(KEYS))
-    assert_allclose(np.std(np.log(gain)), 0.5, rtol=0.15)
-    offset = np.float64(jittered_many(flat, 0.0, 0.05)[:, 0, 0, 0]) - 0.6
-    assert abs(np.mean(offset)) < 4 * 0.05 / np.sqrt(len(KEYS))
-    assert_allclose(np.std(offset), 0.05, rtol=0.15)
+def test_options_set_the_limits(drawn):
+    _, _, zoom, steps, gain, offset = drawn(
+        (40, 24, 1), shift=0.1, zoom=(1, 2), log_gain=0.1, offset=0.05
+    )
+    assert stats.kstest(zoom, stats.loguniform(1, 2).cdf).pvalue > 1e-3
+    assert_array_equal(np.abs(steps).max(0), [4, 2])
+    # A uniform number's mean square is 1/3.
+    assert_allclose(np.std(np.log(gain)), 0.1 / np.sqrt(3), rtol=0.1)
+    assert_allclose(np.std(offset), 0.05 / np.sqrt(3), rtol=0.1)
 
 
 def test_key_comes_first_and_options_by_name():
@@ -102,6 +157,7 @@ def test_key_comes_first_and_options_by_name():
     assert {option.kind for option in options} == {inspect.Parameter.KEYWORD_ONLY}
 
 
-def test_a_batch_is_refused():
+@pytest.mark.parametrize("shape", [(2, 8, 8, 1), (8, 8, 8, 1), (8, 8)])
+def test_what_is_no_picture_is_refused(shape):
     with pytest.raises(InputError, match=r"vmap"):
-        jitter_source(KEYS[0], jnp.zeros((2, 8, 8, 1)))
+        jitter_source(KEYS[0], jnp.zeros(shape))

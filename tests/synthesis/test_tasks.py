@@ -1,8 +1,9 @@
 """What holds for every task: signatures, ranges, and images of any size."""
 
 import functools
+import importlib
 import inspect
-import sys
+import pkgutil
 
 import jax
 import numpy as np
@@ -11,19 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
+from caal_jax import synthesis
 from caal_jax.errors import InputError
-from caal_jax.synthesis import fpi, pii, probabilistic_pii
+from caal_jax.synthesis import fpi, probabilistic_pii
 
-TASKS = {
-    "fpi": fpi,
-    "pii": pii,
-    "probabilistic_pii": probabilistic_pii,
+TASKS = synthesis.TASKS | {
     "reference": functools.partial(probabilistic_pii, form="reference"),
+    # Boxes as large as can be: clones of fewer than 50 pixels are left out.
+    "nsa": functools.partial(synthesis.nsa, half_width=((0.3, 0.45), (0.3, 0.45)), gamma=None),
 }
-MODULES = [
-    sys.modules[f"caal_jax.synthesis.{name}"]
-    for name in ("patches", "poisson", "fpi", "pii", "probabilistic_pii")
-]
+# Others bring in colours, mix gradients or, as published, leave any range.
+MIXTURES = {"fpi", "fpi_blob", "pii", "probabilistic_pii"}
+SHAPES = [(16, 16, 1), (29, 37, 3)]
 
 
 @functools.cache
@@ -31,27 +31,32 @@ def compiled(name):
     return jax.jit(
         lambda key, target, source, foreground: TASKS[name](
             key, target, source, foreground=foreground
-        )
+        ),
+        # It runs a few times: less to compile.
+        compiler_options={"xla_backend_optimization_level": 0},
     )
 
 
 def test_key_comes_first():
-    functions = [f for m in MODULES for f in vars(m).values() if inspect.isfunction(f)]
+    names = [m.name for m in pkgutil.iter_modules(synthesis.__path__) if m.name != "__main__"]
+    modules = [importlib.import_module(f"caal_jax.synthesis.{name}") for name in names]
+    functions = [f for m in modules for f in vars(m).values() if inspect.isfunction(f)]
     random = [f for f in functions if "key" in inspect.signature(f).parameters]
-    assert {f.__name__ for f in random} >= {"fpi", "pii", "draw", "draw_square", "draw_uniforms"}
+    assert {f.__name__ for f in random} >= {*synthesis.TASKS, "draw", "draw_uniforms"}
     for f in random:
         assert next(iter(inspect.signature(f).parameters)) == "key", f
 
 
-@pytest.mark.parametrize("task", [fpi, pii, probabilistic_pii])
+@pytest.mark.parametrize("task", synthesis.TASKS.values())
 def test_options_are_keyword_only(task):
     kinds = [p.kind for p in inspect.signature(task).parameters.values()]
     assert kinds[:3] == [inspect.Parameter.POSITIONAL_OR_KEYWORD] * 3
-    assert set(kinds[3:]) == {inspect.Parameter.KEYWORD_ONLY}
+    assert set(kinds[3:]) <= {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
+    assert inspect.signature(task).parameters["foreground"].default is None
 
 
 @pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("shape", [(16, 16, 1), (19, 37, 3)])
+@pytest.mark.parametrize("shape", SHAPES)
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**31), fill=st.sampled_from([0.0, 0.02, 0.5, 1.0]))
 def test_any_image_gives_a_legal_anomaly(name, shape, seed, fill):
@@ -73,8 +78,9 @@ def test_any_image_gives_a_legal_anomaly(name, shape, seed, fill):
     assert label.min() >= 0
     if name != "reference":
         assert label.max() <= 1
-        assert min(target.min(), source.min()) - 1e-6 <= image.min()
-        assert image.max() <= max(target.max(), source.max()) + 1e-6
+        limits = np.stack([target, source]) if name in MIXTURES else np.array([0, 1])
+        assert limits.min() - 1e-6 <= image.min()
+        assert image.max() <= limits.max() + 1e-6
     assert not np.any(label[~foreground])
     assert not np.any(label_std[~foreground])
     if name != "reference" and not foreground.any():
@@ -83,15 +89,16 @@ def test_any_image_gives_a_legal_anomaly(name, shape, seed, fill):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_keys_decide(name):
+    shape = SHAPES[1]
     rng = np.random.default_rng(0)
-    args = rng.random((19, 37, 3), np.float32), rng.random((19, 37, 3), np.float32)
-    full = np.ones((19, 37, 1), bool)
+    args = rng.random(shape, np.float32), rng.random(shape, np.float32)
+    full = np.ones((*shape[:2], 1), bool)
     images = [compiled(name)(jax.random.key(k), *args, full).image for k in (0, 0, 1)]
     assert_array_equal(images[0], images[1])
     assert np.any(images[0] != images[2])
 
 
-@pytest.mark.parametrize("task", [fpi, pii, probabilistic_pii])
+@pytest.mark.parametrize("task", synthesis.TASKS.values())
 def test_batches_and_mismatches_are_refused(task):
     image = np.zeros((2, 16, 16, 1), np.float32)
     key = jax.random.key(0)

@@ -22,7 +22,7 @@ from caal_jax.confidence.decision import volume_score
 from caal_jax.data.letterbox import unletterbox
 from caal_jax.data.writers import write_map
 from caal_jax.errors import InputError
-from caal_jax.localise import FinishedRun, case_stack
+from caal_jax.localise import FinishedRun, case_stack, map_score
 from caal_jax.preprocess import foreground, rescale
 
 LN2 = float(np.log(2))
@@ -146,7 +146,7 @@ def bar_maps(run, case):
     found = {}
     for bar in BARS:
         squares = np.asarray(bar.predict(bar.fit(image), image, inside))
-        score = volume_score(squares, np.asarray(inside), q=config.score_fraction)
+        score = map_score(squares, np.asarray(inside), config)
         native = np.stack([unletterbox(one, stack.place) for one in squares])
         found[bar.name] = (native if case.is_volume else native[0], score)
     return found

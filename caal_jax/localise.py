@@ -286,16 +286,22 @@ class FinishedRun:
 def image_scores(stack, config):
     """The score of a whole `Stack`: (of its mean map, of every sample's own map (samples,)).
 
-    The mean map of a volume is first smoothed across its slices, by a Gaussian of
-    `config.score_smoothing` slices: an anomaly spans several, while the slices were judged one by
-    one. Samples are reduced to histograms on the device and stay unsmoothed; their spread is what
-    counts.
+    Samples are reduced to histograms on the device and stay unsmoothed: their spread counts.
     """
     of_slices = jax.tree.map(lambda a: a.sum(1), stack.sketches)
-    mean, fraction = stack.belief.mean, config.score_fraction
-    if len(mean) > 1 and config.score_smoothing:
-        mean = ndimage.gaussian_filter1d(mean, config.score_smoothing, axis=0, mode="nearest")
-    return volume_score(mean, stack.foreground, q=fraction), top_share_mean(of_slices, fraction)
+    score = map_score(stack.belief.mean, stack.foreground, config)
+    return score, top_share_mean(of_slices, config.score_fraction)
+
+
+def map_score(maps, foreground, config):
+    """The score of a case from the maps (N, S, S) and foreground of its slices.
+
+    Volumes are first smoothed across slices, by a Gaussian of `config.score_smoothing` slices: an
+    anomaly spans several of them, while the slices were judged one by one.
+    """
+    if len(maps) > 1 and config.score_smoothing:
+        maps = ndimage.gaussian_filter1d(maps, config.score_smoothing, axis=0, mode="nearest")
+    return volume_score(maps, foreground, q=config.score_fraction)
 
 
 def read_config(workdir):

@@ -28,7 +28,7 @@ def get_config():
     # On phantoms of another seed, equalising lowered pixel AP (0.032 against 0.051, 400 steps).
     config.equalise = when_given(data_dir, "preprocess", "none")
     config.num_members = when_given(data_dir, 5, 2)
-    config.num_steps = when_given(data_dir, 50_000, 1300)
+    config.num_steps = when_given(data_dir, 50_000, 1600)
     config.warmup_steps = when_given(data_dir, 500, 50)
     config.checkpoint_steps = when_given(data_dir, 1000, 500)
     config.score_fraction = 0.03

@@ -28,6 +28,14 @@ DESIGN_KEYS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compilation():
+    """Programs here run a few times on tiny images; compiling them well takes most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def tiny_config(**changes):
     config = training_config()
     config.dataset, config.region = "mood", "brain"

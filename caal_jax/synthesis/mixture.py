@@ -64,5 +64,6 @@ def read_mixture(text, known):
 def pick_task(key, mixture, step):
     """The index into `mixture.names` of the task for one step; the same key gives the same."""
     stage = jnp.sum(jnp.asarray(mixture.starts) <= jnp.asarray(step).astype(jnp.int32)) - 1
-    limits = jnp.cumsum(jnp.asarray(mixture.shares, jnp.float32), axis=1)[stage]
+    # Summed in float64: rounding must not leave a share to a task that has none.
+    limits = jnp.asarray(np.cumsum(mixture.shares, axis=1), jnp.float32)[stage]
     return jnp.sum(limits[:-1] <= jax.random.uniform(key))

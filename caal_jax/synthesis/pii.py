@@ -99,7 +99,7 @@ def _run(paste, job, target, source, largest):
         order, start = jnp.argsort(side), 0
         state = targets, jnp.zeros((*targets.shape[:-1], 1))
         # One loop for each size of block: a switch inside a single one would copy all images.
-        for size in _block_sizes(largest):
+        for size in block_sizes(largest):
 
             def add(k, state, size=size):
                 job = jax.tree.map(lambda x: x[order[k]], jobs)
@@ -115,7 +115,7 @@ def _run(paste, job, target, source, largest):
     )
 
 
-def _block_sizes(largest):
+def block_sizes(largest):
     """The squares' largest sides that blocks are made for (static), ascending to `largest`."""
     return [largest] if largest < 24 else [largest // 2, 3 * largest // 4, largest]
 
@@ -145,11 +145,12 @@ def _paste(state, example, job, targets, sources, largest, *, normalise, toleran
     bases = [poisson.sine_basis(first[k], job.count[k], n - 2) for k, n in enumerate(sides)]
     field = poisson.interpolate_field(old, foreign, share, normalise)
     change = poisson.solve(field, *bases)
-    old, change = poisson.from_block(poisson.inner(old)), poisson.from_block(change)
-    new = jnp.clip(old + change, job.low, job.high)
-    label = jnp.where(patches.differs(old, new, tolerance), job.share, 0.0)
     corner = (example, *(start + 1), 0)
-    return tuple(
-        jax.lax.dynamic_update_slice(whole, block[None], corner)
-        for whole, block in zip(state, (new, label), strict=True)
+    before = jax.lax.dynamic_slice(targets, corner, (1, *(n - 2 for n in sides), channels))
+    after = jnp.clip(before + poisson.from_block(change)[None], job.low, job.high)
+    label = jnp.where(patches.differs(before, after, tolerance), job.share, 0.0)
+    images, labels = state
+    return (
+        jax.lax.dynamic_update_slice(images, after, corner),
+        jax.lax.dynamic_update_slice(labels, label, corner),
     )

@@ -210,94 +210,110 @@ def blend(draws, target, source, *, style, weighting, std, block_shape, clip):
 
     block_shape: static size of the largest patch along each axis. clip: to the target's range.
     """
-    fold = functools.partial(_fold, draws, target, source, style, block_shape)
     present = (draws.num_raters > 0).astype(jnp.float32)
     touching = draws.num_raters / jnp.maximum(jnp.sum(draws.num_raters), 1)  # share of all blends
-    change = fold(_mean, present if weighting == "per_anomaly" else touching)
+    # What to add up over the anomalies: a function of their moments, and their weights.
+    terms = [(_mean, present if weighting == "per_anomaly" else touching)]
+    if std == "rater":
+        terms.append((_variance, present))
+    else:
+        terms += [(_second_moment, touching), (_mean, touching)]
+    change, *moments = _fold(draws, target, source, style, block_shape, *zip(*terms, strict=True))
     image = target + change
     if clip:
         image = patches.clip_to(image, target)
     label = jnp.max(jnp.abs(image - target), axis=-1, keepdims=True)
     if weighting == "per_blend":
         label = 10 * label
-    # A fold of its own: where nobody reads the label's std, the compiler drops it, the longer one.
-    if std == "rater":
-        variance = fold(_variance, present)
-    else:
-        mean = change if weighting == "per_blend" else fold(_mean, touching)
-        variance = fold(_second_moment, touching) - mean**2
+    variance = moments[0] if std == "rater" else moments[0] - moments[1] ** 2
     label_std = jnp.sqrt(jnp.maximum(jnp.max(variance, axis=-1, keepdims=True), 0.0))
     return Anomaly(image, jnp.clip(label, 0.0, 1.0) if clip else label, label_std)
 
 
-def _fold(draws, target, source, style, block_shape, statistic, weights):
-    """The sum of all anomalies' statistics times weights (A,), each at its place in the target.
+def _fold(draws, target, source, style, block_shape, statistics, weights):
+    """For each statistic its sum over the anomalies, weighted and at their places in the target.
 
+    statistics, weights: as many functions of (mean, variance) as arrays (A,).
     An accelerator gets all patches at once, at the largest size and with as many raters as there
     can be. A processor takes one patch after the other through its cache, each in a block not much
     larger than itself and without the raters that are not there: a quarter of the arithmetic.
     """
-    max_raters = draws.strength.shape[1]
-    # With room behind every pixel, blocks can start at the patches' corners.
-    room = (*((0, n) for n in block_shape), (0, 0))
+
+    def with_room(image):
+        """Room behind every pixel, so that blocks can start at the patches' corners."""
+        whole = [n + m for n, m in zip(image.shape, (*block_shape, 0), strict=True)]
+        return jax.lax.dynamic_update_slice(jnp.zeros(whole), image, (0,) * image.ndim)
+
+    def without_room(image):
+        return image[tuple(slice(n) for n in target.shape)]
+
+    def weigh(moments, weights):
+        return [
+            weight * statistic(*moments)
+            for statistic, weight in zip(statistics, weights, strict=True)
+        ]
 
     def all_at_once(draws, weights, target, source):
-        def part(draws, weight):
-            blocks = _cut_patch(draws, target[None], source[None], 0, block_shape)
-            return weight * _part(draws, *blocks, style, statistic, max_raters)
+        target, source = with_room(target), with_room(source)
 
-        return _add_up(jax.vmap(part)(draws, weights), draws.target_corner + 1, target)
+        def part(draws, weights):
+            blocks = _cut_patch(draws, target, source, block_shape)
+            return weigh(_moments(draws, *blocks, style, draws.strength.shape[0]), weights)
 
-    def one_by_one(draws, weights, targets, sources):
+        parts = jax.vmap(part)(draws, weights)
+        totals = [_add_up(part, draws.target_corner + 1, target) for part in parts]
+        return list(map(without_room, totals))
+
+    def add_one_by_one(example):
+        draws, weights, *images = example
+        target, source = map(with_room, images)
         sizes = [_block_sizes(n) for n in block_shape]
 
-        def add(anomaly, state):
-            example, totals = state
-            one, weight = jax.tree.map(lambda x: x[example, anomaly], (draws, weights))
-            blocks = _cut_patch(one, targets, sources, example, block_shape)
+        def add(anomaly, totals):
+            one, weight = jax.tree.map(lambda x: x[anomaly], (draws, weights))
+            blocks = _cut_patch(one, target, source, block_shape)
 
             def in_block(shape):
                 spare = [n - m for n, m in zip(block_shape, shape, strict=True)]
-                part = _part(
-                    one, *(_shorten(x, shape) for x in blocks), style, statistic, one.num_raters
+                moments = _moments(
+                    one, *(_shorten(x, shape) for x in blocks), style, one.num_raters
                 )
-                return jnp.pad(weight * part, [*((0, n) for n in spare), (0, 0)])
+                spare = [*((0, n) for n in spare), (0, 0)]
+                return [jnp.pad(part, spare) for part in weigh(moments, weight)]
 
             which = 0
             for side, limits in zip(one.side, sizes, strict=True):
                 which = which * len(limits) + sum(side > limit for limit in limits[:-1])
             branches = [functools.partial(in_block, shape) for shape in itertools.product(*sizes)]
-            part = jax.lax.switch(which, branches)[None]
-            corner = (example, *(one.target_corner + 1), 0)
-            part += jax.lax.dynamic_slice(totals, corner, part.shape)
-            return example, jax.lax.dynamic_update_slice(totals, part, corner)
+            corner = (*(one.target_corner + 1), 0)
+            return [
+                jax.lax.dynamic_update_slice(
+                    total, part + jax.lax.dynamic_slice(total, corner, part.shape), corner
+                )
+                for total, part in zip(totals, jax.lax.switch(which, branches), strict=True)
+            ]
 
-        def fill(example, totals):
-            count = jnp.sum(draws.num_raters[example] > 0)
-            return jax.lax.fori_loop(0, count, add, (example, totals))[1]
+        count = jnp.sum(draws.num_raters > 0)
+        totals = jax.lax.fori_loop(0, count, add, [jnp.zeros_like(target) for _ in weights])
+        return list(map(without_room, totals))
 
-        return jax.lax.fori_loop(0, len(targets), fill, jnp.zeros_like(targets))
+    def one_by_one(*examples):
+        return jax.lax.map(add_one_by_one, examples)
 
-    total = jax.lax.platform_dependent(
-        draws,
-        weights,
-        jnp.pad(target, room),
-        jnp.pad(source, room),
-        cpu=patches.by_batch(one_by_one),
-        default=all_at_once,
+    return jax.lax.platform_dependent(
+        draws, weights, target, source, cpu=patches.by_batch(one_by_one), default=all_at_once
     )
-    return total[tuple(slice(n) for n in target.shape)]
 
 
-def _cut_patch(draws, targets, sources, example, block_shape):
-    """One anomaly's block of its target (P, C, Q) and those of its sources (1 or R, P, C, Q)."""
+def _cut_patch(draws, target, source, block_shape):
+    """One anomaly's block of the target (P, C, Q) and those of its sources (1 or R, P, C, Q)."""
 
-    def cut(images, corner):
-        block = (1, *block_shape, images.shape[-1])
-        return poisson.to_block(jax.lax.dynamic_slice(images, (example, *corner, 0), block)[0])
+    def cut(image, corner):
+        block = jax.lax.dynamic_slice(image, (*corner, 0), (*block_shape, image.shape[-1]))
+        return poisson.to_block(block)
 
-    new = jnp.stack([cut(sources, corner) for corner in draws.source_corner])
-    return cut(targets, draws.target_corner), new
+    new = jnp.stack([cut(source, corner) for corner in draws.source_corner])
+    return cut(target, draws.target_corner), new
 
 
 def _shorten(block, shape):
@@ -306,63 +322,52 @@ def _shorten(block, shape):
     return block[(..., *leading, slice(None), last)]
 
 
-def _part(draws, old, new, style, statistic, num_raters):
-    """One anomaly's part of a fold: its block without the rim, (P - 2, Q - 2, C).
-
-    draws: of one anomaly; old: the target's block (P, C, Q); new: the sources', (1 or R, P, C, Q).
-    """
-
-    def over_raters(step, start):
-        def add(rater, state):
-            return step(state, _field(draws, rater, old, new, style), rater)
-
-        return jax.lax.fori_loop(0, num_raters, add, start)
-
-    bases = [
-        poisson.sine_basis(0, jnp.maximum(side - 2, 0), old.shape[axis] - 2)
-        for side, axis in zip(draws.side, poisson.spatial(old), strict=True)
-    ]
-    return poisson.from_block(statistic(over_raters, draws.num_raters, poisson.inner(old), bases))
-
-
 def _block_sizes(largest):
     """The sizes of block along one axis (static): the largest, and a smaller one if it is large."""
     return [largest] if largest < 24 else [2 + 2 * (largest - 2) // 3, largest]
 
 
-def _mean(over_raters, num_raters, like, bases):
-    """Mean change over the raters: the solve is linear, so it is one solve of their mean field."""
+def _moments(draws, old, new, style, num_raters):
+    """Mean and variance of one anomaly's change over its raters: blocks (P - 2, Q - 2, C).
 
-    def add(total, field, rater):
-        return total + jnp.where(rater < num_raters, field, 0.0)
+    draws: of one anomaly; old: the target's block (P, C, Q); new: the sources', (1 or R, P, C, Q).
+    num_raters: how many to go through, at least as many as there are.
+    """
+    bases = [
+        poisson.sine_basis(0, jnp.maximum(side - 2, 0), old.shape[axis] - 2)
+        for side, axis in zip(draws.side, poisson.spatial(old), strict=True)
+    ]
 
-    total = over_raters(add, jnp.zeros_like(like))
-    return poisson.solve(total / jnp.maximum(num_raters, 1), *bases)
-
-
-def _moments(over_raters, num_raters, like, bases):
-    """Mean and variance of the change over the raters, by Welford's updates."""
-
-    def add(state, field, rater):
-        mean, spread = state
+    def add(rater, state):
+        total, mean, spread = state
+        field = _field(draws, rater, old, new, style)
         off = poisson.solve(field, *bases) - mean
-        present = rater < num_raters
+        present = rater < draws.num_raters
         count = (rater + 1).astype(jnp.float32)
         return (
+            total + jnp.where(present, field, 0.0),
             mean + jnp.where(present, off / count, 0.0),
             spread + jnp.where(present, off**2 * (1 - 1 / count), 0.0),
         )
 
-    mean, spread = over_raters(add, (jnp.zeros_like(like),) * 2)
-    return mean, spread / jnp.maximum(num_raters, 1)
+    start = (jnp.zeros_like(poisson.inner(old)),) * 3
+    total, _, spread = jax.lax.fori_loop(0, num_raters, add, start)
+    # The solve is linear, so the mean is also one solve of the mean field. Where nobody reads the
+    # label's std, the compiler drops Welford's updates above and with them a solve for each rater.
+    count = jnp.maximum(draws.num_raters, 1)
+    mean = poisson.solve(total / count, *bases)
+    return poisson.from_block(mean), poisson.from_block(spread / count)
 
 
-def _variance(*args):
-    return _moments(*args)[1]
+def _mean(mean, variance):
+    return mean
 
 
-def _second_moment(*args):
-    mean, variance = _moments(*args)
+def _variance(mean, variance):
+    return variance
+
+
+def _second_moment(mean, variance):
     return variance + mean**2
 
 

@@ -48,8 +48,8 @@ def expected_weight(blob, shape):
     "lift",
     [
         lambda f: lambda blobs: [f(blob) for blob in unstacked(blobs)],
-        lambda f: lambda blobs: [jax.jit(f)(blob) for blob in unstacked(blobs)],
-        jax.vmap,
+        lambda f: lambda blobs: [jax.jit(f, **QUICK)(blob) for blob in unstacked(blobs)],
+        lambda f: jax.jit(jax.vmap(f), **QUICK),
     ],
     ids=["eager", "jit", "vmap"],
 )

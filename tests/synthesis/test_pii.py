@@ -5,6 +5,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 
 from caal_jax.synthesis import patches, pii
+from caal_jax.synthesis.pii import block_sizes
 from caal_jax.synthesis.poisson import interpolate
 
 KEYS = jax.random.split(jax.random.key(3), 4)
@@ -96,3 +97,25 @@ def test_cubes_in_volumes_equal_the_whole_volume_solve():
         assert np.mean(found.label[free] > 0) > 0.9
         assert not np.any(found.label[~free])
     assert clipped > 0
+
+
+def test_all_squares_at_once_equal_one_after_the_other(pairs, monkeypatch):
+    """Accelerators take the other way through `pii`; here the processor takes it too."""
+    targets, sources, foregrounds = (np.repeat(x, 3, axis=0) for x in pairs)
+    foregrounds[1] = False  # an empty one in between
+    keys = jax.random.split(jax.random.key(4), len(targets))
+
+    def both_ways():
+        task = jax.vmap(lambda key, *pair, body: pii(key, *pair, foreground=body))
+        return jax.tree.map(np.asarray, jax.jit(task)(keys, targets, sources, body=foregrounds))
+
+    one_by_one = both_ways()
+    assert_array_equal(one_by_one.image[1], targets[1])
+    sides = [
+        np.ptp(np.flatnonzero(label.any((1, 2)))) + 1 for label in one_by_one.label if label.any()
+    ]
+    limits = block_sizes(24)
+    assert set(np.searchsorted(limits, sides)) == set(range(len(limits)))  # a square in each
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args))
+    for x, y in zip(both_ways(), one_by_one, strict=True):
+        assert_allclose(x, y, atol=1e-6)

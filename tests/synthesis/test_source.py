@@ -62,7 +62,9 @@ def expected_places(image, flip, angle, zoom, steps, gain, offset):
     [
         one_by_one(place_source),
         one_by_one(jitted),
-        lambda image: jax.vmap(lambda *place: place_source(image, *place))(*PLACES),
+        lambda image: jax.jit(jax.vmap(lambda *place: place_source(image, *place)), **QUICK)(
+            *PLACES
+        ),
     ],
     ids=["eager", "jit", "vmap"],
 )

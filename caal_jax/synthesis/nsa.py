@@ -91,6 +91,14 @@ def nsa(
     the image to grey levels.
     """
     check_pair(target, source, foreground)
+    if target.ndim != 3:
+        raise InputError(
+            "target and source",
+            found=f"shape {target.shape}",
+            expected="(H, W, C)",
+            remedy="Use fpi, pii, probabilistic_pii or cutpaste for volumes.",
+        )
+    source = jnp.asarray(source)  # indexed with traced positions below
     check_choice("outline", outline, ("rectangle", "ellipses"))
     check_choice("blend", blend, ("normal", "mixed", "mix", "swap", "uniform"))
     check_choice("label", label, ("binary", "continuous", "intensity", "logistic-intensity"))

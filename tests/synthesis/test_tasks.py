@@ -115,6 +115,13 @@ def test_batches_and_mismatches_are_refused(task):
         task(key, image[0], image[0], foreground=np.ones((16, 16), bool))
 
 
+@pytest.mark.parametrize("name", ["fpi_blob", "nsa"])
+def test_tasks_for_pictures_refuse_volumes(name):
+    volume = np.zeros((16, 16, 16, 1), np.float32)
+    with pytest.raises(InputError, match="for volumes"):
+        TASKS[name](jax.random.key(0), volume, volume)
+
+
 def test_unknown_choices_are_named():
     image = np.zeros((16, 16, 1), np.float32)
     for field in ("form", "style", "weighting", "std"):

@@ -40,7 +40,7 @@ MUON_SCALE = 15.0
 
 
 def build_optimizer(config):
-    """Muon (Jordan et al. 2024) for convolution kernels, Adam for everything else.
+    """Muon (Jordan et al. 2024) for convolution kernels, Nesterov Adam for everything else.
 
     Muon steps along the orthogonalised momentum; here a network reached with it in 200 steps the
     loss that Adam took 1500 for. Its step size is MUON_SCALE times the learning rate.

@@ -2,11 +2,14 @@ import importlib.util
 import json
 from pathlib import Path
 
+import jax
 import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from caal_jax.defaults import training_config
+from caal_jax.defaults import training_config, when_given
+from caal_jax.localise import build_prepare, new_models
+from caal_jax.train import build_corrupt
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 # What outside scripts set on the command line of every config.
@@ -21,17 +24,6 @@ PUBLIC = {
     "equalise": str,
     "localiser": str,
     "learning_rate": float,
-}
-# configs/mood.py: on the phantom, and with a data directory.
-MOOD = {
-    "image_size": (64, 256),
-    "width": (16, 32),
-    "depth": (4, 6),
-    "equalise": ("none", "preprocess"),
-    "num_members": (2, 5),
-    "num_steps": (1500, 50_000),
-    "warmup_steps": (50, 500),
-    "checkpoint_steps": (500, 1000),
 }
 
 
@@ -89,24 +81,41 @@ def test_json_round_trip(name):
         assert json.loads(again.to_json()) == told
 
 
-def test_mood_follows_its_data_directory():
+@pytest.mark.parametrize("options", [(), ("data_dir=/data",)])
+def test_what_a_config_names_can_be_built(name, options):
+    config = load(name, *options)
+    build_prepare(config)
+    build_corrupt(config)
+    models = jax.eval_shape(lambda: new_models(config, 1))
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(models)} == {config.num_members}
+
+
+def test_mood_is_smaller_on_the_phantom():
     phantom, real = load("mood"), load("mood", "data_dir=/data/mood")
-    for field, (small, full) in MOOD.items():
-        assert phantom[field] == small, field
-        assert real[field] == full, field
+    for field in ("image_size", "num_steps"):
+        assert phantom[field] < real[field]
     changed = {field for field in phantom if phantom[field] != real[field]}
-    assert changed == {"data_dir", *MOOD}
-    assert json.loads(real.to_json())["image_size"] == 256
+    assert not changed & {"dataset", "region", "seed", "batch_size"}
+    for field in changed - {"data_dir"}:
+        # A field set by hand wins, in any order.
+        by_hand = f"{field}={phantom[field]}"
+        for options in ((by_hand, "data_dir=/data"), ("data_dir=/data", by_hand)):
+            assert load("mood", *options)[field] == phantom[field]
 
 
-@pytest.mark.parametrize("options", [("width=8", "data_dir=/data"), ("data_dir=/data", "width=8")])
-def test_a_field_set_by_hand_wins_in_any_order(options):
-    config = load("mood", *options)
-    assert config.width == 8
-    assert config.depth == MOOD["depth"][1]
-    assert load("mood", "width=8").width == 8
+def test_a_value_that_follows_another_field():
+    config = ConfigDict({"data_dir": "", "size": 0})
+    config.size = when_given(config.get_ref("data_dir"), 256, 64)
+    assert config.size == 64
+    assert json.loads(config.to_json())["size"] == 64
+    config.data_dir = "/data"
+    assert config.size == 256
+    assert json.loads(config.to_json())["size"] == 256
+    config.size = 8
+    assert config.size == 8
 
 
 def test_configs_do_not_share_their_values():
+    steps = load("mood").num_steps
     load("mood", "num_steps=3")
-    assert load("mood").num_steps == MOOD["num_steps"][0]
+    assert load("mood").num_steps == steps != 3

@@ -29,10 +29,12 @@ DESIGN_KEYS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    """Programs here run a few times on tiny images; compiling them well takes most of the time."""
+def _quick():
+    """Few synthetic cases, and programs that run a few times are not worth compiling well."""
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("caal_jax.train.MIN_SYNTHETIC", 4)
+        yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 
@@ -59,6 +61,10 @@ def members(workdir, config):
     template = jax.eval_shape(lambda: localise.new_models(config, 1))
     with Checkpoints(workdir) as checkpoints:
         return checkpoints.latest_step(), checkpoints.restore(model=template)["model"]
+
+
+def new_models(config):
+    return jax.jit(lambda: localise.new_models(config, 1))()
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +112,9 @@ def test_resuming_equals_the_unbroken_run(tmp_path, finished, dataset):
 
 @pytest.mark.parametrize("num_members", [1, 3, 8])
 def test_eight_devices_equal_one(tmp_path, monkeypatch, dataset, num_members):
-    config = tiny_config(num_members=num_members, num_steps=2, dropout=0.2)
-    config.num_samples = 2
+    # Three members: two devices each and two idle, or three rounds. A mixture, as all devices of a
+    # member have to make its batch by the same task.
+    config = tiny_config(num_members=num_members, dropout=0.2, task="fpi+cutpaste")
     train(config, tmp_path / "eight", dataset)
     real_plan = parallel.plan
     monkeypatch.setattr(
@@ -116,22 +123,20 @@ def test_eight_devices_equal_one(tmp_path, monkeypatch, dataset, num_members):
     train(config, tmp_path / "one", dataset)
     _, eight = members(tmp_path / "eight", config)
     _, one = members(tmp_path / "one", config)
-    jax.tree.map(lambda a, b: assert_allclose(a, b, atol=2e-5), eight, one)
+    # Measured: 2.4e-7. Muon could enlarge what rounding leaves of a gradient; it does not here.
+    jax.tree.map(lambda a, b: assert_allclose(a, b, atol=2e-6), eight, one)
+    start = new_models(config)["params"]
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), one["params"], start)
+    assert min(jax.tree.leaves(moved)) > 1e-3
     decisions = [
         localise.Decisions.from_json((tmp_path / name / "decisions.json").read_text())
         for name in ("eight", "one")
     ]
-    assert_allclose(decisions[0].healthy_scores, decisions[1].healthy_scores, atol=1e-5)
+    assert_allclose(decisions[0].healthy_scores, decisions[1].healthy_scores, atol=1e-7)
 
 
 def test_a_member_does_not_depend_on_the_ensemble():
-    fast = {"xla_backend_optimization_level": 0}
-    alone, many = (
-        jax.jit(
-            lambda n=n: localise.new_models(tiny_config(num_members=n), 1), compiler_options=fast
-        )()
-        for n in (1, 3)
-    )
+    alone, many = (new_models(tiny_config(num_members=n)) for n in (1, 3))
     jax.tree.map(lambda a, b: assert_array_equal(a[0], b[0]), alone, many)
     kernels = jax.tree.leaves(many["params"])
     assert any(np.abs(k[0] - k[1]).max() > 0 for k in kernels)

@@ -241,8 +241,7 @@ def _fold(draws, target, source, style, block_shape, statistics, weights):
 
     def with_room(image):
         """Room behind every pixel, so that blocks can start at the patches' corners."""
-        whole = [n + m for n, m in zip(image.shape, (*block_shape, 0), strict=True)]
-        return jax.lax.dynamic_update_slice(jnp.zeros(whole), image, (0,) * image.ndim)
+        return jnp.pad(image, (*((0, n) for n in block_shape), (0, 0)))
 
     def without_room(image):
         return image[tuple(slice(n) for n in target.shape)]

@@ -80,12 +80,18 @@ def main():
     config = training_config()
     config.image_size, config.num_members = options.size, 1
     variants = {"network alone": runner(config, plain_step)}
-    for task, patches in (("fpi", 1), ("fpi", 3), ("pii", 1), ("probabilistic_pii", 1)):
+    for task, patches in (
+        ("fpi", 3),
+        ("fpi_blob", 5),
+        ("pii", 1),
+        ("nsa", 1),
+        ("probabilistic_pii", 1),
+    ):
         one = config.copy_and_resolve_references()
         one.task, one.num_patches = task, patches
         variants[f"{task} x {patches}, equalised"] = runner(one, build_step)
     many = config.copy_and_resolve_references()
-    many.num_members = options.members
+    many.task, many.num_patches, many.num_members = "fpi", 3, options.members
     variants[f"fpi x 3, {options.members} members"] = runner(many, build_step)
 
     times = {name: [] for name in variants}

@@ -69,9 +69,9 @@ class UNet(nn.Module):
     dropout: rate of spatial dropout before the second convolution of each block.
     stem: 2 folds 2 x 2 pixels into channels first and unfolds them for the last layers (a quarter
         of the work); 1 works at full resolution throughout.
-    Besides the image it sees each pixel's difference from its neighbours, which tells fine texture
-    from the first step on. Skips are added. Any H, W: the input is edge-padded to a multiple of
-    the total stride and cropped back.
+    Besides the image it sees each pixel's difference from its neighbours, the fine texture. Skips
+    are added. Any H, W: the input is edge-padded to a multiple of the total stride and cropped
+    back.
     """
 
     width: int = 24

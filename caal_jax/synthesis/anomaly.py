@@ -46,6 +46,12 @@ def check_pair(target, source, foreground):
         )
 
 
+def check_picture(name, image, remedy):
+    """Raises InputError, which ends in the remedy, for a volume."""
+    if image.ndim != 3:
+        raise InputError(name, found=f"shape {image.shape}", expected="(H, W, C)", remedy=remedy)
+
+
 def check_choice(field, value, choices):
     if value not in choices:
         raise InputError(

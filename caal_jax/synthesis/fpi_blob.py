@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from caal_jax.errors import InputError
 from caal_jax.synthesis import patches
-from caal_jax.synthesis.anomaly import Anomaly, check_pair
+from caal_jax.synthesis.anomaly import Anomaly, check_pair, check_picture
 
 # Standard deviations of the outline's waves, two to five around it.
 WAVES = np.array([[0.12], [0.10], [0.07], [0.05]], np.float32)
@@ -56,15 +55,9 @@ def fpi_blob(
     Ours; there is no published reference.
     """
     check_pair(target, source, foreground)
-    if target.ndim != 3:
-        raise InputError(
-            "target",
-            found=f"shape {target.shape}",
-            expected="(H, W, C)",
-            remedy="Use fpi for volumes.",
-        )
+    check_picture("target", target, "Use fpi for volumes.")
     shape = target.shape[:2]
-    blob, share, exists = draw(
+    blob, share = draw(
         key,
         shape,
         foreground=foreground,
@@ -73,7 +66,7 @@ def fpi_blob(
         softness=softness,
         share=share,
     )
-    mix = jnp.where(exists, share * weight(blob, shape), 0.0)
+    mix = share * weight(blob, shape)
     if foreground is not None:
         mix = jnp.where(foreground, mix, 0.0)
     label = jnp.where(patches.differs(target, source, tolerance), mix, 0.0)
@@ -81,11 +74,11 @@ def fpi_blob(
 
 
 def draw(key, shape, *, foreground, core_fraction, radius, softness, share):
-    """A `Blob`, the foreign share, and whether there is any pixel to put it on."""
+    """A `Blob` and the foreign share; in an empty foreground the blob's place means nothing."""
     where, size, ratio, angle, waves, soft, mix = patches.draw_uniforms(
         key, (2,), (), (), (), (*WAVES.shape[:1], 2), (), ()
     )
-    centre, exists = patches.pick_centre(where, shape, foreground, core_fraction)
+    centre, _ = patches.pick_centre(where, shape, foreground, core_fraction)
     first = min(shape) * jnp.exp(_between(size, *np.log(radius)))
     second = first * jnp.exp2(_between(ratio, -1, 1))
     blob = Blob(
@@ -95,7 +88,7 @@ def draw(key, shape, *, foreground, core_fraction, radius, softness, share):
         WAVES * patches.pick_normal(waves),
         _between(soft, *softness),
     )
-    return blob, _between(mix, *share), exists
+    return blob, _between(mix, *share)
 
 
 def weight(blob, shape):
@@ -105,8 +98,8 @@ def weight(blob, shape):
     first = (cosine * row + sine * column) / blob.radii[0]
     second = (cosine * column - sine * row) / blob.radii[1]
     length = jnp.sqrt(first**2 + second**2)
-    # Cosine and sine of the angle around the centre and, by rotation, of its multiples: powers of a
-    # complex number cost a tenth of as many trigonometric functions.
+    # Cosine and sine of the angle around the centre and, as powers of a complex number, of its
+    # multiples: no trigonometric function of a pixel.
     inverse = 1 / jnp.maximum(length, 1e-6)
     even, odd = unit = first * inverse, second * inverse
     outline = 1.0

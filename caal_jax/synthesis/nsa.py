@@ -9,7 +9,7 @@ import numpy as np
 
 from caal_jax.errors import InputError
 from caal_jax.synthesis import patches, poisson
-from caal_jax.synthesis.anomaly import Anomaly, check_choice, check_pair
+from caal_jax.synthesis.anomaly import Anomaly, check_choice, check_pair, check_picture
 
 NUM_ELLIPSES = 5
 NUM_TRIES = 64  # boxes and places drawn for each patch, of which the first right one is taken
@@ -91,13 +91,7 @@ def nsa(
     the image to grey levels.
     """
     check_pair(target, source, foreground)
-    if target.ndim != 3:
-        raise InputError(
-            "target and source",
-            found=f"shape {target.shape}",
-            expected="(H, W, C)",
-            remedy="Use fpi, pii, probabilistic_pii or cutpaste for volumes.",
-        )
+    check_picture("target", target, "Use fpi, pii, probabilistic_pii or cutpaste for volumes.")
     source = jnp.asarray(source)  # indexed with traced positions below
     check_choice("outline", outline, ("rectangle", "ellipses"))
     check_choice("blend", blend, ("normal", "mixed", "mix", "swap", "uniform"))

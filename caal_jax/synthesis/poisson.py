@@ -258,13 +258,20 @@ def blend_dst(target, source, mask, *, mixed=False):
     return from_block(target.at[_inner(target)].add(e))
 
 
-def clone_field(target, source, weight, *, mixed):
-    """What `solve` needs for a clone; blocks of one shape, `weight` with a zero rim."""
+def _first(start, end):
+    """The pixel that a forward difference starts from, which it belongs to."""
+    return start
+
+
+def clone_field(target, source, weight, *, mixed, of_edge=_first):
+    """What `solve` needs for a clone; blocks of one shape, `weight` with a zero rim.
+
+    of_edge: an edge's weight from those of its first and second end.
+    """
 
     def change(target_edge, source_edge, ends):
         guide = stronger(target_edge, source_edge) if mixed else source_edge
-        # A forward difference belongs to the pixel it starts from, and so does its weight.
-        return ends[0] * (guide - target_edge)
+        return of_edge(*ends) * (guide - target_edge)
 
     return divergence(*map(change, gradient(target), gradient(source), _ends(weight)))
 
@@ -285,13 +292,8 @@ def blend_mask(target, source, mask, *, mixed=False):
     """
     target, source, mask = _clone_blocks(target, source, mask)
     mask = _without_rim(mask)
-
-    def change(target_edge, source_edge, ends):
-        guide = stronger(target_edge, source_edge) if mixed else source_edge
-        return jnp.maximum(*ends) * (guide - target_edge)
-
     weight = jnp.broadcast_to(mask, target.shape)
-    field = divergence(*map(change, gradient(target), gradient(source), _ends(weight)))
+    field = clone_field(target, source, weight, mixed=mixed, of_edge=jnp.maximum)
     e = solve_inside(field, inner(mask > 0))
     return from_block(target.at[_inner(target)].add(e))
 

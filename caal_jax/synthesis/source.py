@@ -2,9 +2,8 @@
 
 import jax.numpy as jnp
 
-from caal_jax.errors import InputError
 from caal_jax.synthesis import patches
-from caal_jax.synthesis.anomaly import check_pair
+from caal_jax.synthesis.anomaly import check_pair, check_picture
 
 
 def jitter_source(key, source, *, shift=0.25, zoom=(0.3, 4.0), log_gain=0.5, offset=0.3):
@@ -22,13 +21,7 @@ def jitter_source(key, source, *, shift=0.25, zoom=(0.3, 4.0), log_gain=0.5, off
     shifted sources of NSA (arXiv:2109.15222); the numbers are our own.
     """
     check_pair(source, source, None)
-    if source.ndim != 3:
-        raise InputError(
-            "source",
-            found=f"shape {source.shape}",
-            expected="(H, W, C)",
-            remedy="Jitter the slices of a volume, with jax.vmap.",
-        )
+    check_picture("source", source, "Jitter the slices of a volume, with jax.vmap.")
     flip, turn, size, steps, strength, tone = patches.draw_uniforms(key, (), (), (), (2,), (), (2,))
     low, high = jnp.log(jnp.float32(zoom[0])), jnp.log(jnp.float32(zoom[1]))
     reach = jnp.array([int(shift * n) for n in source.shape[:2]])

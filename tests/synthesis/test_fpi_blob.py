@@ -87,7 +87,7 @@ def made(pairs):
 
 
 def test_image_and_label_follow_from_the_draws(made):
-    (_, targets, sources, foregrounds), (forth, _, (blobs, shares, _)) = made
+    (_, targets, sources, foregrounds), (forth, _, (blobs, shares)) = made
     for k, blob in enumerate(unstacked(blobs)):
         foreground, target, source = foregrounds[k], targets[k], sources[k]
         share = shares[k] * expected_weight(blob, SHAPE) * foreground
@@ -132,7 +132,7 @@ def test_no_foreground_is_everywhere_and_an_empty_one_nowhere(pairs):
         **QUICK,
     )
     anywhere, nowhere, closed_over = task(np.zeros_like(foreground))
-    blob, share, _ = draw(KEYS[2], SHAPE, foreground=None, **OPTIONS)
+    blob, share = draw(KEYS[2], SHAPE, foreground=None, **OPTIONS)
     expected = share * expected_weight(blob, SHAPE)
     assert_allclose(anywhere.image, target + expected * (source - target), atol=1e-5)
     assert_array_equal(nowhere.image, target)
@@ -145,7 +145,7 @@ def test_no_foreground_is_everywhere_and_an_empty_one_nowhere(pairs):
 def test_draws_are_those_of_the_docstring():
     keys = jax.random.split(jax.random.key(2), 5000)
     draws = jax.vmap(lambda key: draw(key, (100, 80), foreground=None, **DEFAULTS))
-    blob, share, _ = jax.tree.map(np.asarray, jax.jit(draws, **QUICK)(keys))
+    blob, share = jax.tree.map(np.asarray, jax.jit(draws, **QUICK)(keys))
     for axis, (low, high) in enumerate([(10, 90), (8, 72)]):
         values, counts = np.unique(blob.centre[:, axis], return_counts=True)
         assert_array_equal(values, np.arange(low, high))

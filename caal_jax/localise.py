@@ -26,8 +26,8 @@ from caal_jax.confidence.sketch import TopShareSketch, sketch, top_share_mean
 from caal_jax.data.letterbox import Placement, letterbox, unletterbox
 from caal_jax.data.slices import case_range, match_channels
 from caal_jax.errors import InputError
-from caal_jax.preprocess.guidance import WAYS
 from caal_jax.preprocess.prepare import prepare
+from caal_jax.synthesis.guidance import WAYS
 
 INFERENCE_BATCH = 32  # slices per member and call, at most; a power of two
 

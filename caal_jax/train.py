@@ -29,8 +29,8 @@ from caal_jax.localise import (
     image_scores,
     new_models,
 )
-from caal_jax.preprocess.guidance import guide
 from caal_jax.synthesis import TASKS, Anomaly, jitter_source
+from caal_jax.synthesis.guidance import guide
 from caal_jax.synthesis.mixture import pick_task, read_mixture
 
 MIN_SYNTHETIC = 48  # held-out synthetic cases, made from as many healthy ones as there are

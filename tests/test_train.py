@@ -12,8 +12,8 @@ from caal_jax import parallel, train
 from caal_jax.data.slices import Batch
 from caal_jax.defaults import training_config
 from caal_jax.localisers import Localiser
-from caal_jax.preprocess.guidance import WAYS
 from caal_jax.synthesis import TASKS
+from caal_jax.synthesis.guidance import WAYS
 from caal_jax.synthesis.mixture import pick_task, read_mixture
 from caal_jax.train import (
     MUON_SCALE,

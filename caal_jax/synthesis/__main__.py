@@ -12,9 +12,9 @@ import sys
 from absl import app, flags, logging
 
 from caal_jax.errors import InputError
-from caal_jax.preprocess.guidance import WAYS
 from caal_jax.synthesis import TASKS
 from caal_jax.synthesis.contact_sheet import contact_sheet
+from caal_jax.synthesis.guidance import WAYS
 
 TASK = flags.DEFINE_list("task", None, f"One or more of {', '.join(TASKS)}; or all.")
 INPUT = flags.DEFINE_string("input", None, "An image or volume, or a folder of them.")

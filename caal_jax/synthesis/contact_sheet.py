@@ -16,9 +16,9 @@ from caal_jax.data.phantom import make_volume
 from caal_jax.data.readers import image_files, read_image, stem_of
 from caal_jax.data.slices import case_range, match_channels
 from caal_jax.errors import InputError
-from caal_jax.preprocess.guidance import guide
 from caal_jax.preprocess.prepare import prepare
 from caal_jax.synthesis import TASKS, Anomaly, jitter_source
+from caal_jax.synthesis.guidance import guide
 
 SIZE = 256  # pixels a side of every picture
 PHANTOM_SIZE = 96

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from caal_jax.errors import InputError
 from caal_jax.preprocess.equalise import equalize_foreground, equalize_hist, equalize_like
 from caal_jax.preprocess.intensity import foreground as find_foreground
+from caal_jax.synthesis import poisson
 
 WAYS = ("none", "preprocess", "source_guidance", "both_guidance", "label_only")
 
@@ -18,10 +19,11 @@ def guide(corrupt, way, *, equalise_foreground, foreground_threshold):
         is all that it takes.
     "source_guidance": the source alone is equalised, and the target stays what it was. A task
         that copies gradients so copies larger ones.
-    "both_guidance": the anomaly is made from both images equalised; what it changes is then added
-        to the original target and clipped to the target's range. Blends meet the target's own
-        values at their rim, and where they keep the target's gradients nothing changes: written
-        as a Poisson problem, div(guidance - target gradient) comes from the equalised images.
+    "both_guidance": the anomaly is made from both images equalised, and what it changed is set
+        into the original target: a harmonic correction takes the values along the outline from
+        the equalised to the original ones. For a Poisson blend of Dirichlet values that is the
+        blend of both equalised guidance fields with the original values around; the result is
+        clipped to the target's range.
     "label_only": the anomaly is made from the original images. Where the task sees one, the label
         becomes |T(corrupted) - T(target)|, T the equalisation of the clean target and the largest
         of all channels counted; label_std grows by the same factor.
@@ -53,13 +55,10 @@ def guide(corrupt, way, *, equalise_foreground, foreground_threshold):
     def both_guidance(key, target, source, foreground):
         clean = equalised(target, foreground)
         made = corrupt(key, clean, equalised_source(source), foreground)
-        image = jnp.clip(target + (made.image - clean), jnp.min(target), jnp.max(target))
-        is_changed = jnp.any(image != target, axis=-1, keepdims=True)
-        return made._replace(
-            image=image,
-            label=jnp.where(is_changed, made.label, 0.0),
-            label_std=jnp.where(is_changed, made.label_std, 0.0),
-        )
+        is_changed = jnp.any(made.image != clean, axis=-1, keepdims=True)
+        image = made.image + harmonic(target - clean, is_changed)
+        image = jnp.clip(image, jnp.min(target), jnp.max(target))
+        return made._replace(image=jnp.where(is_changed, image, target))
 
     def label_only(key, target, source, foreground):
         made = corrupt(key, target, source, foreground)
@@ -78,3 +77,18 @@ def guide(corrupt, way, *, equalise_foreground, foreground_threshold):
 
     ways = (corrupt, corrupt, source_guidance, both_guidance, label_only)
     return dict(zip(WAYS, ways, strict=True))[way]
+
+
+def harmonic(field, inside):
+    """A field with its values inside replaced by those that continue the ones outside smoothly.
+
+    The discrete Laplace equation with Dirichlet values; beyond the border the outermost pixels
+    are repeated. field: (H, W, C) or (D, H, W, C); inside: the same with one
+    channel, bool.
+    """
+    block = poisson.to_block(field)
+    rim = [(int(axis in poisson.spatial(block)),) * 2 for axis in range(block.ndim)]
+    block = jnp.pad(block, rim, mode="edge")
+    slope = poisson.divergence(*poisson.gradient(block))
+    rest = poisson.solve_inside(-slope, poisson.to_block(inside) > 0)
+    return field + poisson.from_block(rest)

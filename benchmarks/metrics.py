@@ -1,14 +1,18 @@
-"""Time of our metrics beside scikit-learn's, in one table: `python benchmarks/metrics.py`.
+"""Time and memory of our metrics beside peers', in one table: `python benchmarks/metrics.py`.
 
 Ten million pixels, float32 scores, 5 % anomalous, and once with every other one; the best of
-three runs, of one for what takes seconds.
+three runs, of one for what takes seconds. Peers: scikit-learn, and for AUPRO one stable argsort
+of all pixels (SciPy's labels, NumPy), which gives the same number.
 """
 
+import argparse
 import platform
 import time
+import tracemalloc
 
 import numpy as np
 import sklearn
+from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from caal_jax import metrics
@@ -31,6 +35,11 @@ def exact_pair(scores, labels):
 
 
 def streaming_pair(scores, labels):
+    counts = metrics.bin_counts(scores, labels)
+    return metrics.average_precision_from_counts(counts), metrics.roc_auc_from_counts(counts)
+
+
+def with_calibration(scores, labels):
     histogram = metrics.ScoreHistogram().update(scores, labels)
     return histogram.average_precision(), histogram.roc_auc()
 
@@ -56,6 +65,22 @@ def regions(num_maps=100, size=256, num_regions=10):
     return (0.3 * masks + 0.7 * rng.random(masks.shape)).astype(np.float32), masks
 
 
+def argsort_aupro(maps, masks, fpr_limit=0.3):
+    """Every pixel in one order, as the MVTec evaluation has it."""
+    false, found = (~masks).astype(np.float64), np.zeros(maps.shape)
+    for weights, mask in zip(found, masks, strict=True):
+        labels, _ = ndimage.label(mask, np.ones((3, 3)))
+        weights[mask] = 1 / np.bincount(labels.ravel())[labels[mask]]
+    order = np.argsort(-maps, axis=None, kind="stable")
+    ordered = maps.ravel()[order]
+    last = np.append(ordered[1:] != ordered[:-1], True)
+    fpr, pro = (np.append(0, np.cumsum(x.ravel()[order])[last]) for x in (false, found))
+    fpr, pro = fpr / fpr[-1], pro / pro[-1]
+    inside = fpr < fpr_limit
+    ends = np.append(fpr[inside], fpr_limit), np.append(pro[inside], np.interp(fpr_limit, fpr, pro))
+    return np.trapezoid(ends[1], ends[0]) / fpr_limit
+
+
 def stream_regions(maps, masks):
     histogram = metrics.RegionHistogram()
     for scores, mask in zip(maps, masks, strict=True):
@@ -63,31 +88,73 @@ def stream_regions(maps, masks):
     return histogram.aupro()
 
 
+def stream_objects(maps, masks):
+    pairs = zip(maps, masks, strict=True)
+    return metrics.froc_from_counts(
+        sum(metrics.froc_counts(metrics.detections(*pair)) for pair in pairs)
+    )
+
+
+def volumes(number, size=256):
+    """AP, AUROC, Dice, ECE and AUPRO of volumes made one at a time: (MiB beyond one, seconds)."""
+    rng = np.random.default_rng(0)
+    scored, located, peak, took = metrics.ScoreHistogram(), metrics.RegionHistogram(), 0, 0.0
+    for _ in range(number):
+        scores = rng.random((size,) * 3, dtype=np.float32)
+        mask = np.zeros(scores.shape, bool)
+        for corner in rng.integers(0, size - 24, (5, 3)):
+            mask[tuple(slice(c, c + 24) for c in corner)] = True
+        tracemalloc.start()
+        start = time.perf_counter()
+        scored.update(scores, mask)
+        located.update(scores, mask)
+        took += time.perf_counter() - start
+        peak = max(peak, tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    for value in (scored.average_precision(), scored.roc_auc(), scored.best_dice()):
+        assert 0 < value < 1
+    assert 0 < scored.expected_calibration_error() < 1
+    assert 0 < located.aupro() < 1
+    return peak / 2**20, took
+
+
 def row(name, ours, reference=None):
     against = "" if reference is None else f"{reference:9.3f} s  {reference / ours:6.1f} x"
-    print(f"{name:<46}{ours:9.3f} s  {against}")
+    print(f"{name:<52}{ours:9.3f} s  {against}", flush=True)
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--volumes", type=int, default=50, help="volumes of 256 x 256 x 256")
+    number = parser.parse_args().volumes
     print(f"{platform.machine()}, NumPy {np.__version__}, scikit-learn {sklearn.__version__}")
-    print(f"{'':<46}{'ours':>11}  {'scikit-learn':>11}")
+    print(f"{'':<52}{'ours':>11}  {'peer':>11}")
     for prevalence in (0.05, 0.5):
         data = pixels(prevalence)
         reference = seconds(lambda: sklearn_pair(*data), repeats=1)  # noqa: B023
-        exact = seconds(lambda: exact_pair(*data))  # noqa: B023
-        streaming = seconds(lambda: streaming_pair(*data))  # noqa: B023
+        for name, pair in (
+            ("exact", exact_pair),
+            ("streaming", streaming_pair),
+            ("streaming, with ECE, Brier and NLL", with_calibration),
+        ):
+            took = seconds(lambda: pair(*data))  # noqa: B023
+            row(f"AP + AUROC {name}, {prevalence:.0%} positive", took, reference)
         difference = np.abs(np.subtract(exact_pair(*data), sklearn_pair(*data))).max()
-        row(f"AP + AUROC exact, {prevalence:.0%} positive", exact, reference)
-        row(f"AP + AUROC (+ ECE, Brier, NLL) streaming, {prevalence:.0%}", streaming, reference)
         print(f"  largest difference of the exact pair from scikit-learn {difference:.1e}")
 
     maps, masks = regions()
-    row("AUPRO exact, 100 maps of 256 x 256", seconds(lambda: metrics.aupro(maps, masks)))
-    row("AUPRO streaming, the same", seconds(lambda: stream_regions(maps, masks)))
+    reference = seconds(lambda: argsort_aupro(maps, masks), repeats=1)
+    row(
+        "AUPRO exact, 100 maps of 256 x 256", seconds(lambda: metrics.aupro(maps, masks)), reference
+    )
+    row("AUPRO streaming, the same", seconds(lambda: stream_regions(maps, masks)), reference)
+    difference = abs(argsort_aupro(maps, masks) - metrics.aupro(maps, masks))
+    print(f"  difference of the exact one from the peer {difference:.1e}")
     row("AUPIMO, the same and 50 normal maps", seconds(lambda: aupimo_with_normals(maps, masks), 1))
+    row("FROC streaming, the same 100 maps", seconds(lambda: stream_objects(maps, masks)))
 
     rng = np.random.default_rng(0)
-    cases = rng.integers(0, 50, (200, 4096, 2))
+    cases, others = rng.integers(0, 50, (2, 200, 4096, 2))
     labels = np.arange(200) % 2
     for name, metric in (
         ("AP", metrics.average_precision_from_counts),
@@ -98,6 +165,17 @@ def main():
             repeats=1,
         )
         row(f"{name} interval, 1000 resamples of 200 cases", took)
+    took = seconds(
+        lambda: metrics.paired_bootstrap(
+            cases, others, metrics.average_precision_from_counts, seed=0, strata=labels
+        ),
+        repeats=1,
+    )
+    row("AP difference of two runs, the same", took)
+    if number:
+        memory, took = volumes(number)
+        row(f"AP, AUROC, Dice, ECE, AUPRO of {number} volumes of 256^3", took)
+        print(f"  {memory:.0f} MiB beyond one volume and its mask")
 
 
 def aupimo_with_normals(maps, masks):

@@ -1,51 +1,157 @@
 """Saves and restores the stacked state of an ensemble with Orbax, whatever the devices."""
 
+import contextlib
+import json
+import shutil
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 from caal_jax.errors import InputError
 
 
 class Checkpoints:
-    """The newest checkpoints under `workdir/checkpoints`; use as a context manager.
+    """The newest checkpoints under `folder/checkpoints`; use as a context manager.
 
     A checkpoint holds named trees of NumPy arrays stacked over members, so a run may resume on
-    another number of devices, and prediction reads the "model" tree alone. Saving is asynchronous
-    after the copy to host; leaving the context waits for it.
+    another number of devices, and prediction reads the "model" tree alone; checksums of every
+    array, since the storage itself does not notice a changed byte; and the members' numbers. They
+    are arrays and JSON: reading one from a stranger runs no code. Only the latest are kept and no
+    "best" one: prediction uses the last step, where the learning rate has come down to zero.
+
+    Saving happens in a thread. One that fails (a full disk) leaves the older ones as they were, is
+    told, and is an error only if no later one succeeds. read_only: nothing is made or cleaned up.
     """
 
-    def __init__(self, workdir, *, keep=2):
-        self._directory = Path(workdir).resolve() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+    def __init__(self, folder, *, keep=2, read_only=False):
+        self._directory = Path(folder).resolve() / "checkpoints"
+        # One process writes, whatever their number; the others are not waited for.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(),
+            active_processes={jax.process_index()},
+            barrier_sync_key_prefix=f"process_{jax.process_index()}",
+        )
+        if not read_only:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        self._manager = None
+        if self._directory.is_dir():
+            with _quiet_orbax():
+                options = ocp.CheckpointManagerOptions(
+                    max_to_keep=None if read_only else keep,
+                    create=False,
+                    read_only=read_only,
+                    cleanup_tmp_directories=not read_only,
+                    enable_async_checkpointing=False,
+                    multiprocessing_options=alone,
+                )
+                self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._saving, self._failure = None, None
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self._manager.close()
+        self._thread.shutdown()  # waits for the save that is under way
+        if self._manager is not None:
+            self._manager.close()
+
+    def steps(self):
+        """The steps of complete checkpoints, newest first; they may still be damaged."""
+        return sorted(self._manager.all_steps(), reverse=True) if self._manager else []
 
     def latest_step(self):
         """The newest complete step, or None."""
-        return self._manager.latest_step()
+        return next(iter(self.steps()), None)
 
-    def save(self, step, **trees):
-        saves = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        self._manager.save(step, args=ocp.args.Composite(**saves))
+    def save(self, step, members, **trees):
+        """Begins to save trees of NumPy arrays; waits first for the save before this one.
 
-    def restore(self, **templates):
-        """The newest trees of these names as NumPy; templates: what `jax.eval_shape` returns."""
-        step = self.latest_step()
-        if step is None:
+        members: the numbers of the members that the arrays are stacked over.
+        """
+        self.wait()
+        self._saving = self._thread.submit(self._write, step, list(members), trees)
+
+    def wait(self):
+        """Waits for the save that is under way, if any."""
+        if self._saving is not None:
+            self._saving.result()
+
+    def finish(self):
+        """Waits, and raises `InputError` if the last save failed."""
+        self.wait()
+        if self._failure is not None:
+            step, reason = self._failure
             raise InputError(
                 self._directory,
-                found="no checkpoint",
-                expected="a trained run",
-                remedy="Train first: python -m caal_jax.main --mode=train --workdir=...",
+                found=f"that step {step} could not be saved ({reason})",
+                expected="a folder that can be written to, with room for another checkpoint",
+                remedy="Make room, then repeat the command: it goes on from step "
+                f"{self.latest_step() or 0}.",
             )
+
+    def _write(self, step, members, trees):
+        meta = {"members": members, "checksums": checksums(trees)}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items["meta"] = ocp.args.JsonSave(meta)
+        newest = self.latest_step() or 0
+        try:
+            with _quiet_orbax():
+                self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            self._failure = None
+        # Orbax and TensorStore know many errors for a disk that is full or not writable.
+        except Exception as error:
+            self._failure = step, _first_line(error)
+            with contextlib.suppress(OSError):  # the folder may be out of reach altogether
+                for partial in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(partial, ignore_errors=True)
+                self._manager.reload()
+            _tell(f"step {step} could not be saved ({_first_line(error)}); step {newest} stays")
+
+    def members(self):
+        """The members that the newest readable checkpoint is stacked over; () if there is none."""
+        for step in self.steps():
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                meta = json.loads((self._directory / str(step) / "meta" / "metadata").read_text())
+                return tuple(meta["members"])
+        return ()
+
+    def restore(self, *, step=None, **templates):
+        """The newest undamaged trees of these names: (step, {name: tree of NumPy arrays}).
+
+        templates: what `jax.eval_shape` returns. Damaged checkpoints are told and passed over;
+        with `step` only that one will do. Raises `InputError` if none can be read.
+        """
+        reasons = []
+        for candidate in [step] if step is not None else self.steps():
+            try:
+                return candidate, self._read(candidate, templates)
+            # Damage shows as whatever the reader of that file makes of it.
+            except Exception as error:
+                reasons.append(f"step {candidate}: {_first_line(error)}")
+                _tell(f"the checkpoint of step {candidate} is damaged ({_first_line(error)})")
+        raise InputError(
+            self._directory,
+            found="; ".join(reasons) or "no checkpoint",
+            expected="a trained run" + (f" of {step} steps" if step is not None else ""),
+            remedy="Repeat the training command with this workdir; if its checkpoints are beyond "
+            "repair, delete them first.",
+        )
+
+    def discard_after(self, step):
+        """Removes checkpoints newer than a step: damaged ones, whose steps will come again."""
+        for newer in self.steps():
+            if newer > step:
+                shutil.rmtree(self._directory / str(newer))
+        self._manager.reload()
+
+    def _read(self, step, templates):
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         wanted = {
             name: ocp.args.StandardRestore(
@@ -55,5 +161,44 @@ class Checkpoints:
             )
             for name, template in templates.items()
         }
-        found = self._manager.restore(step, args=ocp.args.Composite(**wanted))
-        return {name: jax.tree.map(np.asarray, found[name]) for name in templates}
+        wanted["meta"] = ocp.args.JsonRestore()
+        if self._manager is None:
+            raise FileNotFoundError("no checkpoint")
+        with _quiet_orbax():
+            found = self._manager.restore(step, args=ocp.args.Composite(**wanted))
+        trees = {name: jax.tree.map(np.asarray, found[name]) for name in templates}
+        for name, tree in trees.items():
+            if checksums({name: tree})[name] != found["meta"]["checksums"][name]:
+                raise ValueError(f"the checksums of {name} differ")
+        return trees
+
+
+def checksums(trees):
+    """{name: {path of an array in the tree: its CRC-32}}."""
+    return {
+        name: {
+            jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf).tobytes())
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for name, tree in trees.items()
+    }
+
+
+def _first_line(error):
+    text = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {text[:200]}"
+
+
+def _tell(message):
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _quiet_orbax():
+    """Failures are told once, in a line; Orbax would add a page of traceback for each."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

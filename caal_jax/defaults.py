@@ -11,7 +11,7 @@ def training_config():
     config.seed = 0
 
     # Data: what is read and how it is brought to one size.
-    config.dataset = "folder"  # mood, folder, busi or lgg
+    config.dataset = "folder"  # folder, or a name of caal_jax.data.public.SETS
     config.data_dir = ""  # mood: "" means the built-in phantom
     config.slice_axis = 2  # folder: the axis of volumes that slices are cut along
     config.validation_fraction = 0.2  # of the healthy patients; never trained on
@@ -29,23 +29,37 @@ def training_config():
     config.clean_fraction = 0.25  # of each batch is left healthy, with an empty label
 
     # The localiser.
+    # unet, fpi_wrn, nsa_resnet18, phiseg or probabilistic_unet; 0 is the named one's own default
+    # and an option that it does not have is refused.
     config.localiser = "unet"
-    config.width = 24  # channels of the first level; each level adds half of it
-    config.depth = 4  # levels
+    config.width = 0  # channels of the first level (unet 24); of fpi_wrn the widening (4)
+    config.depth = 0  # levels (unet 4); of fpi_wrn layers, 16 ("dec") or 19 ("decdeeper")
+    config.latent_levels = 0  # phiseg's (5)
     config.dropout = 0.0  # > 0 and num_samples > 1: Monte Carlo dropout
-    config.std_weight = 1.0  # weight of the std head's loss
+    # What is learnt of the label: std (mean and std), binary, gaussian, intensity or classes
+    config.head = "std"
+    config.std_weight = 1.0  # head std: weight of the std's loss
+    config.num_classes = 0  # head classes: levels of the label (5)
+    config.compute_dtype = "float32"  # or bfloat16; parameters and losses stay float32
 
     # Training.
-    config.num_members = 3  # of the deep ensemble
+    config.num_members = 3  # of the deep ensemble; a finished run may be given more
+    config.members = ""  # train only these, as in 2 or 0-2,4; a run without it joins all
     config.num_steps = 1000
     config.batch_size = 16  # per member
+    config.accumulation = 1  # parts of a batch that are computed one by one, to save memory
+    config.skip_nonfinite = False  # leave out a step with a NaN, and count it, instead of stopping
     config.learning_rate = 2e-3  # peak, of Adam's part; linear warm-up, cosine decay to zero
     config.warmup_steps = 50
     config.weight_decay = 1e-4
     config.log_steps = 20
+    config.tracking = "none"  # or wandb, mlflow, wandb+mlflow, beside TensorBoard
     config.checkpoint_steps = 250
 
     # Confidence and evaluation.
+    # Test-time augmentation: none, mirror, flips, shifts, or some of them (mirror+shifts)
+    config.augment = "none"
+    config.fit_bias = False  # calibrate pixels by a temperature and a bias, not by the first alone
     config.num_samples = 2  # per member, from the std head and dropout
     config.score_fraction = 0.01  # image score: mean of this top share of the foreground
     config.score_smoothing = 1.0  # slices: volumes are smoothed across them before they are scored

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import inspect
+import itertools
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +15,6 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from caal_jax import localisers, parallel
-from caal_jax.checkpoint import Checkpoints
 from caal_jax.confidence import belief as beliefs
 from caal_jax.confidence.calibration import (
     Calibration,
@@ -23,33 +24,72 @@ from caal_jax.confidence.calibration import (
 )
 from caal_jax.confidence.decision import conformal_p_value, verdict, volume_score
 from caal_jax.confidence.sketch import TopShareSketch, sketch, top_share_mean
+from caal_jax.confidence.summaries import Region, find_regions, image_uncertainty
+from caal_jax.confidence.views import look, look_back, read_views
+from caal_jax.data.facts import case_range, match_channels
 from caal_jax.data.letterbox import Placement, letterbox, unletterbox
-from caal_jax.data.slices import case_range, match_channels
 from caal_jax.errors import InputError
 from caal_jax.preprocess.prepare import prepare
 from caal_jax.synthesis.guidance import WAYS
+from caal_jax.workdir import restore_members
 
 INFERENCE_BATCH = 32  # slices per member and call, at most; a power of two
+SAMPLES_PER_CALL = 64  # slices times their samples, which is what takes memory
+
+COMPUTE_DTYPES = "float32", "bfloat16"
+# Config fields that some localisers or heads take, and the values that leave them to their default.
+LOCALISER_OPTIONS = {
+    "width": 0,
+    "depth": 0,
+    "latent_levels": 0,
+    "dropout": 0.0,
+    "compute_dtype": "float32",
+}
+HEAD_OPTIONS = {"std_weight": 1.0, "num_classes": 0}
 
 # Draws that belong to no training step take numbers that no step reaches.
 INIT_DRAW, PREDICT_DRAW, CALIBRATE_DRAW = (np.uint32(2**32 - n) for n in (1, 2, 3))
 
 
 def build_localiser(config):
-    """The localiser that a config names."""
-    if config.localiser != "unet":
+    """The localiser that a config names, with its head and the options that the config sets.
+
+    Raises `InputError` for unknown names and for options that the named one does not have.
+    """
+    if config.get("compute_dtype", "float32") not in COMPUTE_DTYPES:
         raise InputError(
-            "config.localiser",
-            found=repr(config.localiser),
-            expected="'unet'",
+            "config.compute_dtype",
+            found=repr(config.compute_dtype),
+            expected=" or ".join(map(repr, COMPUTE_DTYPES)),
             remedy="Choose one of these.",
         )
-    return localisers.unet(
-        width=config.width,
-        depth=config.depth,
-        dropout=config.dropout,
-        std_weight=config.std_weight,
-    )
+    head = _make(config, "head", localisers.HEADS, HEAD_OPTIONS)
+    return _make(config, "localiser", localisers.LOCALISERS, LOCALISER_OPTIONS, head=head)
+
+
+def _make(config, field, known, unset, **given):
+    """`known[config.<field>]`, called with those fields of `unset` that are not as there."""
+    name = config.get(field, "std")  # runs from before there were heads have that one
+    if name not in known:
+        raise InputError(
+            f"config.{field}",
+            found=repr(name),
+            expected=" or ".join(map(repr, known)),
+            remedy="Choose one of these.",
+        )
+    options = {option: config.get(option, value) for option, value in unset.items()}
+    options = {option: value for option, value in options.items() if value != unset[option]}
+    takes = inspect.signature(known[name]).parameters
+    for option, value in options.items():
+        if option not in takes or (not isinstance(value, str) and value < 0):
+            wanted = "a positive value" if option in takes else f"{unset[option]!r}"
+            raise InputError(
+                f"config.{option}",
+                found=repr(value),
+                expected=f"{wanted} for {field} {name!r}",
+                remedy=f"Set --config.{option}={unset[option]} for its own default.",
+            )
+    return known[name](**options, **given)
 
 
 def build_prepare(config):
@@ -74,8 +114,8 @@ class Stack:
     """Predictions for N slices on the model's grid, in NumPy.
 
     belief: `Belief` of (N, S, S) arrays; foreground: (N, S, S) bool; image: (N, S, S, C) as the
-    network saw it; sketches: of every sample's map, (samples, N, bins), for scores of images or,
-    summed over slices, of volumes.
+    network saw it; sketches: of every sample's maps, (samples, parts, bins), a part being some of
+    the slices; their sum over parts gives the sample's own score.
     """
 
     belief: beliefs.Belief
@@ -84,23 +124,48 @@ class Stack:
     sketches: TopShareSketch
 
 
+def build_sample(config):
+    """`sample(member, view, images)` -> (S, B, H, W, 1): what one member says of one view (4,).
+
+    member: {"params", "key"}. Every view asks the same networks: a dropout mask or a latent draw
+    belongs to the member and the number of the sample.
+    """
+    localiser = build_localiser(config)
+
+    def sample(member, view, images):
+        key = jax.random.fold_in(jax.random.wrap_key_data(member["key"]), PREDICT_DRAW)
+        seen = look(view, images)
+        return look_back(view, localiser.sample(member["params"], key, seen, config.num_samples))
+
+    return sample
+
+
 class Predictor:
     """A trained ensemble on the devices.
 
+    Its samples are num_members x views of `config.augment` x num_samples maps, reduced on the
+    devices to running sums and to a histogram each.
     members: {"params", "key"} stacked over members, as `train` checkpoints them.
     """
 
     def __init__(self, config, members):
-        self._layout = layout = parallel.plan(config.num_members, INFERENCE_BATCH)
-        localiser = build_localiser(config)
+        most = (SAMPLES_PER_CALL // config.num_samples).bit_length() - 1
+        self._batch = min(INFERENCE_BATCH, 1 << max(0, most))
+        self._layout = layout = parallel.plan(config.num_members, self._batch)
+        sample = build_sample(config)
         self._prepare = jax.jit(jax.vmap(build_prepare(config)))
 
-        def one_round(member, live, images, foreground):
-            key = jax.random.fold_in(jax.random.wrap_key_data(member["key"]), PREDICT_DRAW)
-            samples = localiser.sample(member["params"], key, images, config.num_samples)
+        def one_round(member, live, view, images, foreground):
+            samples = sample(member, view, images)
             sketches = jax.vmap(jax.vmap(sketch), (0, None))(samples, foreground)
+            sketches = jax.tree.map(lambda a: a.sum(1), sketches)
             sums = jax.tree.map(lambda a: live * a, beliefs.accumulate(samples))
             return parallel.sum_over_members(sums, layout), sketches
+
+        # The view is an argument, so that all of them share one compiled program.
+        views = read_views(config.get("augment", "none"))  # older runs have no such field
+        self._views = [np.broadcast_to(view, (layout.used, 4)) for view in views]
+        self.num_samples = config.num_members * len(views) * config.num_samples
 
         self._round = parallel.lift(one_round, layout)
         self._members = parallel.place(parallel.spread(members, layout), layout)
@@ -115,11 +180,11 @@ class Predictor:
         """Prepared slices (N, S, S, C) and foreground (N, S, S, 1) -> `Stack`."""
         images, foreground = np.asarray(images), np.asarray(foreground)
         parts = [
-            self._chunk(images[i : i + INFERENCE_BATCH], foreground[i : i + INFERENCE_BATCH])
-            for i in range(0, len(images), INFERENCE_BATCH)
+            self._chunk(images[i : i + self._batch], foreground[i : i + self._batch])
+            for i in range(0, len(images), self._batch)
         ]
         belief = jax.tree.map(lambda *maps: np.concatenate(maps), *[part[0] for part in parts])
-        sketches = jax.tree.map(lambda *s: np.concatenate(s, 1), *[part[1] for part in parts])
+        sketches = jax.tree.map(lambda *s: np.stack(s, 1), *[part[1] for part in parts])
         return Stack(belief, foreground[..., 0], images, sketches)
 
     def _chunk(self, images, foreground):
@@ -128,10 +193,14 @@ class Predictor:
         # Short chunks repeat their last slice up to a power of two: few shapes to compile for.
         size = max(layout.group, 1 << (count - 1).bit_length())
         fill = np.minimum(np.arange(size), count - 1)
-        batch = parallel.stack_batches([(images[fill], foreground[fill])] * layout.slots, layout)
+        # Without a foreground the repeated ones add nothing to the sketches.
+        inside = foreground[fill] & (np.arange(size) < count)[:, None, None, None]
+        batch = parallel.stack_batches([(images[fill], inside)] * layout.slots, layout)
         sums, sketches = None, []
-        for member, live in zip(self._members, self._live, strict=True):
-            part, drawn = self._round(member, live, *batch)
+        for (member, live), view in itertools.product(
+            zip(self._members, self._live, strict=True), self._views
+        ):
+            part, drawn = self._round(member, live, view, *batch)
             sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
             real = int(live.sum()) // layout.group
             sketches.append(jax.tree.map(lambda a, n=real: self._by_sample(a, n), drawn))
@@ -139,15 +208,13 @@ class Predictor:
         shards = jax.tree.map(lambda a: np.asarray(a)[: layout.group], sums)
         shards = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]) if a.ndim > 1 else a[0], shards)
         belief = jax.tree.map(lambda a: np.asarray(a)[:count, ..., 0], self._belief(shards))
-        merged = jax.tree.map(lambda *s: np.concatenate(s)[:, :count], *sketches)
-        return belief, merged
+        return belief, jax.tree.map(lambda *s: np.concatenate(s), *sketches)
 
     def _by_sample(self, drawn, num_members):
-        """(devices, S, B / group, bins) -> (members * S, B, bins)."""
-        group = self._layout.group
-        drawn = np.asarray(drawn)[: num_members * group]
-        drawn = drawn.reshape(num_members, group, *drawn.shape[1:]).swapaxes(1, 2)
-        return drawn.reshape(-1, group * drawn.shape[3], drawn.shape[-1])
+        """(devices, S, bins) -> (members * S, bins), summed over the devices of a member."""
+        drawn = np.asarray(drawn)[: num_members * self._layout.group]
+        drawn = drawn.reshape(num_members, self._layout.group, *drawn.shape[1:]).sum(1)
+        return drawn.reshape(-1, drawn.shape[-1])
 
 
 class CaseStack(NamedTuple):
@@ -179,7 +246,8 @@ class Decisions:
 
     pixel: temperature of the pixel probabilities. image: score -> probability. healthy_scores:
     image scores of the held-out healthy cases. threshold: of the image score, and
-    false_positive_rate: the rate on healthy cases that it keeps.
+    false_positive_rate: the rate on healthy cases that it keeps. held_out: how the confidence
+    measures up on those cases and the synthetic ones made of them, for the report.
     """
 
     pixel: Calibration
@@ -187,6 +255,7 @@ class Decisions:
     healthy_scores: tuple[float, ...]
     threshold: float
     false_positive_rate: float
+    held_out: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def to_json(self):
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -208,21 +277,30 @@ class Prediction:
 
     anomaly: calibrated probability in [0, 1]. epistemic: mutual information of the label and the
     sample, in nats, at most ln 2; high where members disagree. aleatoric: expected entropy in
-    nats. foreground: bool. image: (..., C) as the network saw it. score: mean of the top share of
-    the mean map, of volumes smoothed across slices, before calibration; score_std: its spread over
-    all samples. probability: calibrated, that the case is abnormal. p_value: the share of held-out
-    healthy cases that score as high. verdict: "normal", "abnormal" or "abstain".
+    nats. std: standard deviation of the uncalibrated probability over all samples, what members,
+    dropout and latents disagree about and the std head predicts together; its square is
+    mean(std_m^2) + var(mean_m) over members. foreground: bool. image: (..., C) as the network saw
+    it. regions: the connected parts of anomaly >= 1/2, largest first. score: mean of the top share
+    of the mean map, of volumes smoothed across slices, before calibration; score_std: its spread
+    over all samples. uncertainty: `image_uncertainty` of the entropy maps over the foreground, such
+    as "epistemic_top". probability: calibrated, that the case is abnormal. p_value: the share of
+    held-out healthy cases that score as high. exceeds: whether the score is above the threshold,
+    which is the verdict, "normal" or "abnormal", where that is not "abstain".
     """
 
     anomaly: np.ndarray
     epistemic: np.ndarray
     aleatoric: np.ndarray
+    std: np.ndarray
     foreground: np.ndarray
     image: np.ndarray
+    regions: list[Region]
     score: float
     score_std: float
+    uncertainty: dict[str, float]
     probability: float
     p_value: float
+    exceeds: bool
     verdict: str
 
 
@@ -248,9 +326,7 @@ class FinishedRun:
             )
         facts = json.loads((workdir / "training.json").read_text())
         channels = facts["channels"]
-        template = jax.eval_shape(lambda: new_models(config, channels))
-        with Checkpoints(workdir) as checkpoints:
-            members = checkpoints.restore(model=template)["model"]
+        members = read_members(workdir, config, channels)
         decisions = Decisions.from_json(path.read_text())
         return cls(config, Predictor(config, members), channels, decisions)
 
@@ -267,20 +343,51 @@ class FinishedRun:
             return maps if case.is_volume else maps[0]
 
         belief = found.belief
+        anomaly = native(apply(decisions.pixel, belief.mean))
+        epistemic, aleatoric = (
+            native(one) for one in (belief.mutual_information, belief.expected_entropy)
+        )
+        regions = find_regions(
+            anomaly,
+            {"epistemic": epistemic, "aleatoric": aleatoric},
+            spacing_mm=case.geometry.spacing_mm,
+        )
+        entropies = {
+            "entropy": belief.predictive_entropy,
+            "epistemic": belief.mutual_information,
+            "aleatoric": belief.expected_entropy,
+        }
         return Prediction(
-            anomaly=native(apply(decisions.pixel, belief.mean)),
-            epistemic=native(belief.mutual_information),
-            aleatoric=native(belief.expected_entropy),
+            anomaly=anomaly,
+            epistemic=epistemic,
+            aleatoric=aleatoric,
+            std=native(np.sqrt(belief.variance)),
             foreground=native(found.foreground) > 0.5,
             image=native(found.image),
+            regions=regions,
             score=score,
             score_std=float(np.std(spread)),
+            uncertainty={
+                f"{name}_{how}": value
+                for name, entropy in entropies.items()
+                for how, value in image_uncertainty(entropy, found.foreground).items()
+            },
             probability=image_probability(decisions.image, score),
             p_value=conformal_p_value(score, decisions.healthy_scores),
+            exceeds=score > decisions.threshold,
             verdict=verdict(
                 score, threshold=decisions.threshold, score_std=np.std(spread), z=config.abstain_z
             ),
         )
+
+
+def read_members(workdir, config, channels):
+    """{"params", "key"} of a trained run, stacked over members, in NumPy."""
+
+    def template(members):
+        return jax.eval_shape(lambda: new_models(config, channels, members))
+
+    return restore_members(workdir, config, template)
 
 
 def image_scores(stack, config):
@@ -325,10 +432,11 @@ def read_config(workdir):
         ) from error
 
 
-def new_models(config, channels):
+def new_models(config, channels, members=None):
     """Untrained members stacked on the first axis: {"key", "params"}, a function of the seed.
 
-    Member m has the parameters and key that it would have in an ensemble of any size.
+    members: their numbers; by default all. Member m has the parameters and key that it would have
+    in an ensemble of any size.
     """
     localiser = build_localiser(config)
     image = jnp.zeros((config.image_size, config.image_size, channels))
@@ -338,4 +446,4 @@ def new_models(config, channels):
         params = localiser.init(jax.random.fold_in(key, INIT_DRAW), image)
         return {"key": jax.random.key_data(key), "params": params}
 
-    return jax.vmap(one)(jnp.arange(config.num_members))
+    return jax.vmap(one)(jnp.array(range(config.num_members) if members is None else members))

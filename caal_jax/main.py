@@ -1,21 +1,27 @@
 """The binary: train an ensemble, evaluate it, write the report.
 
 python -m caal_jax.main --config=configs/mood.py [--workdir=DIR] [--mode=train_and_evaluate]
+
+A config is a Python file and runs as one: read those of strangers first. The config.json of a run
+is only data and works as well, --config=DIR/config.json.
 """
 
 import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from caal_jax import report
+from caal_jax import files, parallel, report
 from caal_jax.data import load_dataset
-from caal_jax.errors import InputError
+from caal_jax.errors import InputError, Interrupted
 from caal_jax.evaluate import evaluate
 from caal_jax.train import train
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment: a file in configs/, or the config.json of a run."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; default runs/<config's name>.")
 MODE = flags.DEFINE_enum(
     "mode",
@@ -24,40 +30,73 @@ MODE = flags.DEFINE_enum(
     "What to do. Training resumes where the workdir's last run stopped.",
 )
 
+STOPPED = 128 + 15  # what shells say of a process that SIGTERM ended
+
 
 def train_and_evaluate(config, workdir, mode="train_and_evaluate"):
-    """Runs a config; returns the results, or None with mode "train"."""
+    """Runs a config; returns the results, or None without an evaluation.
+
+    There is none with mode "train", with `config.members`, and in all processes but the first.
+    """
     workdir = Path(workdir)
     dataset = load_dataset(config)
-    print(
-        f"{dataset.name}: {len(dataset.train)} training, {len(dataset.validation)} held-out "
-        f"healthy, {len(dataset.test)} test cases",
-        flush=True,
-    )
-    if dataset.stamp == "phantom":
-        print("No data_dir given: this is the built-in phantom, made-up images.", flush=True)
+    if parallel.writes():
+        print(
+            f"{dataset.name}: {len(dataset.train)} training, {len(dataset.validation)} held-out "
+            f"healthy, {len(dataset.test)} test cases",
+            flush=True,
+        )
+        if dataset.stamp == "phantom":
+            print("No data_dir given: this is the built-in phantom, made-up images.", flush=True)
     if mode != "evaluate":
         train(config, workdir, dataset)
-    if mode == "train":
+    if mode == "train" or config.members or not parallel.writes():
         return None
-    results = evaluate(config, workdir, dataset)
+    with files.lock(workdir):
+        results = evaluate(config, workdir, dataset)
     print(report.results_table(results))
     print(f"report: {workdir / 'report.html'}")
     return results
+
+
+def accept_json(arguments):
+    """Command-line arguments in which --config may name a JSON file."""
+    return [
+        argument.replace("=", f"={Path(__file__).parent / 'json_config.py'}:", 1)
+        if argument.startswith(("--config=", "-config=")) and argument.endswith(".json")
+        else argument
+        for argument in arguments
+    ]
+
+
+def default_workdir(config_path):
+    """runs/<name of the config>, or of the folder that a config.json stands in."""
+    module, _, argument = config_path.partition(":")
+    found = Path(argument).resolve().parent if argument.endswith(".json") else Path(module)
+    return Path("runs") / found.stem
 
 
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; options start with --")
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of its work at INFO
-    config = CONFIG.value
-    name = Path(flags.FLAGS["config"].config_filename).stem
+    parallel.cache_programs()
+    parallel.start()
+    workdir = WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename)
     try:
-        train_and_evaluate(config, WORKDIR.value or f"runs/{name}", MODE.value)
+        train_and_evaluate(CONFIG.value, workdir, MODE.value)
     except InputError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        parallel.leave(1)
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        parallel.leave(STOPPED)
+    except Exception:
+        # Unhandled, it would wait at the exit for processes that wait for it.
+        traceback.print_exc()
+        parallel.leave(1)
 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, argv=accept_json(sys.argv))

@@ -1,17 +1,124 @@
-"""Devices and nothing but devices: where members of an ensemble run, and how they are lifted.
+"""Devices and processes: where members of an ensemble run, and how functions are lifted.
 
 The leading axis of everything here is devices. With more devices than members each member owns a
 group of devices that share its batch; with fewer, the members go in rounds. The numerics are
 handed in and never see more than an axis name and its groups.
+
+Several processes (one per machine, say) train one ensemble over all their devices. Each holds only
+the rows of the device axis that are its own; process 0 writes, calibrates and evaluates.
 """
 
+import contextlib
 import dataclasses
+import json
+import os
+import signal
+import sys
+import threading
 from functools import cached_property
+from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+
+from caal_jax import files
 
 AXIS = "devices"
+JOIN_SECONDS = 40  # for all processes to start
+HEARTBEAT_SECONDS = 20  # without a sign of life from a process, the others end
+WAIT_SECONDS = 30 * 24 * 3600  # for process 0 to evaluate, at the end of the others
+
+
+def start():
+    """Joins the processes of a run; call before anything touches a device. Returns their number.
+
+    Plain environment variables, for any launcher: JAX_COORDINATOR_ADDRESS (host:port of process
+    0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. SLURM (srun with several tasks) and TPU pods (several
+    TPU_WORKER_HOSTNAMES) are recognised without them. Otherwise this process stays alone.
+    """
+    plain = [os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID")]
+    seconds = {
+        "initialization_timeout": JOIN_SECONDS,
+        "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
+        "shutdown_timeout_seconds": WAIT_SECONDS,
+    }
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address and all(plain):
+        # JAX ends a process that finds nobody, and says no more than that a deadline passed.
+        print(
+            f"process {plain[1]} of {plain[0]} meets the others at {address}; if it ends within "
+            f"{JOIN_SECONDS} s, check JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID",
+            file=sys.stderr,
+            flush=True,
+        )
+        numbers = {"num_processes": int(plain[0]), "process_id": int(plain[1])}
+        jax.distributed.initialize(**numbers, cluster_detection_method="deactivate", **seconds)
+    elif _several_tasks():
+        jax.distributed.initialize(**seconds)
+    return jax.process_count()
+
+
+def _several_tasks():
+    """Whether SLURM or a TPU pod started more than one process."""
+    slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS") or 1)
+    in_step = "SLURM_LOCALID" in os.environ and "SLURM_STEP_NODELIST" in os.environ
+    return (in_step and slurm > 1) or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+
+
+def leave(status):
+    """Ends this process with an error; the others, who may be gone, are not waited for."""
+    if jax.process_count() == 1:
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def writes():
+    """Whether this process is the one that writes files."""
+    return jax.process_index() == 0
+
+
+def agree(value):
+    """Process 0's value (anything JSON holds) on every process; the others pass None."""
+    if jax.process_count() == 1:
+        return value
+    text = json.dumps(value).encode()
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    own = np.zeros(length, np.uint8)
+    if writes():
+        own[:] = np.frombuffer(text, np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes())
+
+
+def agree_on_arrays(tree):
+    """Process 0's tree of arrays, in NumPy, on every process; the others pass one of its shapes."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+
+
+@contextlib.contextmanager
+def stop_signal():
+    """Yields `asked(step)`: whether to stop after this step because a process got SIGTERM.
+
+    All processes get the same answer at the same step. Outside the main thread, and once the
+    context is left, SIGTERM acts as it did before.
+    """
+    if jax.process_count() > 1:  # JAX itself listens, and agrees on a step
+        yield multihost_utils.reached_preemption_sync_point
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: False
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield lambda step: event.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +126,8 @@ class Layout:
     """Who runs where.
 
     slots members run at once, each on `group` devices, in `rounds` rounds; member m runs in round
-    m // slots. Slots beyond the last member repeat it and are thrown away.
+    m // slots. Slots beyond the last member repeat it and are thrown away. Several processes have
+    equally many of the used devices, which come first in `devices`, process by process.
     """
 
     num_members: int
@@ -31,6 +139,13 @@ class Layout:
     @property
     def used(self):
         return self.slots * self.group
+
+    @cached_property
+    def local(self):
+        """Rows of the device axis that this process holds."""
+        here = jax.process_index()
+        used = self.devices[: self.used]
+        return [row for row, device in enumerate(used) if device.process_index == here]
 
     @cached_property
     def member_groups(self):
@@ -60,15 +175,35 @@ class Layout:
 def plan(num_members, batch_size, devices=None):
     """Places members on devices; batch_size is the batch of one member.
 
-    A group never splits a batch unevenly, so the mean over devices is the mean over examples;
-    devices that this leaves over stay idle (`Layout.describe` says so).
+    devices: of any processes; by default those of this one. A group never splits a batch unevenly,
+    so the mean over devices is the mean over examples, and every process gets as many devices as
+    the others; devices that this leaves over stay idle (`Layout.describe` says so).
     """
     devices = tuple(devices or jax.local_devices())
-    rounds = -(-num_members // len(devices))
-    slots = -(-num_members // rounds)
-    most = len(devices) // slots
-    group = max(g for g in range(1, most + 1) if batch_size % g == 0)
-    return Layout(num_members, slots, group, rounds, devices)
+    by_process = {}
+    for device in devices:
+        by_process.setdefault(device.process_index, []).append(device)
+    processes = len(by_process)
+    each = min(map(len, by_process.values()))
+    rounds = -(-num_members // (each * processes))
+    wanted = -(-num_members // rounds)
+    # All devices with a slot each always fit; fewer slots with more devices each are better.
+    slots, group = next(
+        (slots, group)
+        for slots in range(wanted, each * processes + 1)
+        for group in range(each * processes // slots, 0, -1)
+        if batch_size % group == 0 and slots * group % processes == 0
+    )
+    share = slots * group // processes
+    parts = list(by_process.values())
+    chosen = [device for part in parts for device in part[:share]]
+    idle = [device for part in parts for device in part[share:]]
+    return Layout(num_members, slots, group, -(-num_members // slots), (*chosen, *idle))
+
+
+def all_devices():
+    """The devices of all processes."""
+    return jax.devices()
 
 
 def mean_over_member(tree, layout):
@@ -111,17 +246,42 @@ def place(rounds, layout):
     A first call with host arrays would be compiled for those, and the second one again.
     """
     move = lift(lambda tree: tree, layout)
-    return [move(tree) for tree in rounds]
+    return [move(jax.tree.map(lambda a: a[layout.local], tree)) for tree in rounds]
+
+
+def replicate(tree, layout):
+    """One copy of a tree of host arrays on each device of this process: (devices, ...)."""
+    copy = jax.pmap(lambda tree, _: tree, in_axes=(None, 0), devices=layout.devices[: layout.used])
+    return copy(tree, np.zeros(len(layout.local)))
+
+
+def free_bytes(layout):
+    """Free memory of the fullest device of this process; 0 for CPUs, whose memory is the host's."""
+    free = []
+    for row in layout.local:
+        stats = layout.devices[row].memory_stats() or {}
+        free.append(stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0))
+    return min(free)
 
 
 def gather(rounds, layout):
-    """The inverse of `spread`: one pytree (devices, ...) per round -> members (M, ...) in NumPy."""
+    """The inverse of `spread`: one pytree (devices, ...) per round -> members (M, ...) in NumPy.
+
+    Every process has to call it, and gets all members.
+    """
 
     def stack(*parts):
-        parts = [np.asarray(part)[:: layout.group] for part in parts]
+        parts = [np.asarray(everywhere(part))[:: layout.group] for part in parts]
         return np.concatenate(parts)[: layout.num_members]
 
     return jax.tree.map(stack, *rounds)
+
+
+def everywhere(rows):
+    """The rows (local devices, ...) of all processes, (devices, ...)."""
+    if jax.process_count() == 1:
+        return rows
+    return multihost_utils.process_allgather(rows, tiled=True)
 
 
 def split_batch(batch, layout):
@@ -129,10 +289,21 @@ def split_batch(batch, layout):
     return jax.tree.map(lambda a: a.reshape(layout.group, -1, *a.shape[1:]), batch)
 
 
+def local_slots(layout):
+    """The slots that have a device in this process: only their batches are needed here."""
+    return sorted({row // layout.group for row in layout.local})
+
+
 def stack_batches(batches, layout):
-    """One batch (B, ...) per slot -> (devices, B / group, ...)."""
+    """One batch (B, ...) per slot -> this process's rows (devices, B / group, ...).
+
+    Slots that are not in `local_slots` may be None.
+    """
+    parts = {slot: split_batch(batches[slot], layout) for slot in local_slots(layout)}
+    places = [divmod(row, layout.group) for row in layout.local]
     return jax.tree.map(
-        lambda *parts: np.concatenate(parts), *[split_batch(batch, layout) for batch in batches]
+        lambda *slots: np.stack([slots[list(parts).index(slot)][part] for slot, part in places]),
+        *parts.values(),
     )
 
 
@@ -141,3 +312,18 @@ def live_slots(layout, round_):
     first = round_ * layout.slots
     live = np.arange(first, first + layout.slots) < layout.num_members
     return np.repeat(live, layout.group).astype(np.float32)
+
+
+def cache_programs():
+    """Keeps compiled programs in the user's cache folder, so that the next run starts at once.
+
+    JAX_COMPILATION_CACHE_DIR names another folder; where it cannot be written, there is no cache.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        try:
+            folder = files.folder(Path(home) / "caal_jax" / "programs")
+        except OSError:
+            return
+        if os.access(folder, os.W_OK):
+            jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import json
+import shutil
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -11,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers
-from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
-from caal_jax import files, parallel
+from caal_jax import files, metrics, parallel
 from caal_jax.checkpoint import Checkpoints
 from caal_jax.confidence import calibration, decision
+from caal_jax.confidence.views import read_views
+from caal_jax.data.fingerprint import Seen
 from caal_jax.data.slices import SliceBank
-from caal_jax.errors import InputError
+from caal_jax.errors import InputError, Interrupted
+from caal_jax.feeding import Feed, choose_memory
 from caal_jax.localise import (
     CALIBRATE_DRAW,
     Decisions,
@@ -28,10 +31,14 @@ from caal_jax.localise import (
     case_stack,
     image_scores,
     new_models,
+    read_members,
 )
+from caal_jax.localisers import summarise
+from caal_jax.progress import progress, tell
 from caal_jax.synthesis import TASKS, Anomaly, jitter_source
 from caal_jax.synthesis.guidance import guide
 from caal_jax.synthesis.mixture import pick_task, read_mixture
+from caal_jax.workdir import Curve, Part, claim, join_curves, parts_to_train
 
 MIN_SYNTHETIC = 48  # held-out synthetic cases, made from as many healthy ones as there are
 
@@ -48,12 +55,13 @@ def build_optimizer(config):
     schedule = learning_rate(config)
 
     def matrices(params):
-        inputs_to_outputs = MuonDimensionNumbers((0, 1, 2), 3)
-        return jax.tree.map(
-            # The head, onto two channels, is Adam's.
-            lambda p: inputs_to_outputs if p.ndim == 4 and p.shape[3] > 2 else None,
-            params,
-        )
+        def inputs_to_outputs(p):
+            # Heads, onto one or two channels, are Adam's.
+            if p.ndim < 4 or p.shape[-1] <= 2:
+                return None
+            return MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1)
+
+        return jax.tree.map(inputs_to_outputs, params)
 
     return optax.contrib.muon(
         lambda step: MUON_SCALE * schedule(step),
@@ -136,15 +144,32 @@ def choose(condition, first, second):
 def build_step(config, layout):
     """The whole training step of one device: prepare, corrupt, gradient, update.
 
-    Takes state {"key", "params", "opt_state"}, the step number and this device's part of a
-    `Batch`; returns the new state and the member's losses.
+    Takes a state as of `starting_state`, the step number, the number of the part of the batch (0
+    unless `config.accumulation` splits it) and this device's share of that `Batch`; returns the new
+    state and the member's losses. The last part updates, with the mean gradient of all.
     """
     localiser, optimizer = build_localiser(config), build_optimizer(config)
     prepare, corrupt = jax.vmap(build_prepare(config)), build_corrupt(config)
 
-    def step(state, number, batch):
+    def update(state, number, loss, gradient):
+        change, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], change)
+        finite = jax.tree.reduce(lambda all_, g: all_ & jnp.isfinite(g).all(), gradient, True)
+        finite &= jnp.isfinite(loss)
+        if config.skip_nonfinite:
+            old = state["params"], state["opt_state"]
+            params, opt_state = choose(finite, (params, opt_state), old)
+        bad = {
+            "count": state["bad"]["count"] + ~finite,
+            "first": jnp.where(
+                finite, state["bad"]["first"], state["bad"]["first"].clip(max=number)
+            ),
+        }
+        return {**state, "params": params, "opt_state": opt_state, "bad": bad}
+
+    def step(state, number, part, batch):
         size = len(batch.low)
-        places = parallel.shard_index(layout) * size + jnp.arange(size)
+        places = (part * layout.group + parallel.shard_index(layout)) * size + jnp.arange(size)
         step_key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), number)
         # A key per example, numbered within the whole batch, makes the devices' number irrelevant.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, places)
@@ -159,9 +184,16 @@ def build_step(config, layout):
         value = jax.value_and_grad(localiser.loss, has_aux=True)
         (loss, parts), gradient = value(state["params"], loss_keys, anomaly)
         loss, parts, gradient = parallel.mean_over_member((loss, parts, gradient), layout)
-        update, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
-        params = optax.apply_updates(state["params"], update)
-        new = {"key": state["key"], "params": params, "opt_state": opt_state}
+        if config.accumulation > 1:
+            total = jax.tree.map(lambda s, g: jnp.where(part > 0, s, 0) + g, state["sum"], gradient)
+            mean = jax.tree.map(lambda s: s / config.accumulation, total)
+            new = jax.lax.cond(
+                part == config.accumulation - 1,
+                lambda: update(state, number, loss, mean),
+                lambda: {**state, "sum": total},
+            )
+        else:
+            new = update(state, number, loss, gradient)
         return new, {"loss": loss, **parts}
 
     return step
@@ -172,13 +204,15 @@ def member_seed(config, member):
     return int(np.random.SeedSequence([config.seed, member]).generate_state(1)[0])
 
 
-def build_bank(config, dataset, workdir):
-    """The training slices of a data set, with a progress bar."""
-    with tqdm(total=len(dataset.train), desc="reading", unit="case") as bar:
+def build_bank(config, entries, workdir):
+    """The training slices of the entries, with a progress bar."""
+    cache = workdir / "cache" / f"process_{jax.process_index()}"
+    shutil.rmtree(cache, ignore_errors=True)  # what a killed process left there
+    with progress(total=len(entries), desc="reading", unit="case") as bar:
         return SliceBank.build(
-            dataset.train,
+            entries,
             image_size=config.image_size,
-            cache_dir=files.folder(workdir / "cache"),
+            cache_dir=cache,
             progress=lambda done, total: bar.update(done - bar.n),
         )
 
@@ -189,126 +223,244 @@ def train(config, workdir, dataset):
     config: an `ml_collections.ConfigDict` with the fields of `caal_jax.defaults`; dataset: a
     `caal_jax.data.DataSet`. Leaves checkpoints, `metrics.jsonl`, TensorBoard events,
     `training.json` (facts for prediction) and `decisions.json` (threshold and calibration).
+
+    With `config.members` only those members are trained, without decisions; a call without it
+    trains the members that are missing, also those that a larger `config.num_members` adds to a
+    finished run, and decides for all of them. With several processes (`parallel.start`) every one
+    makes the same call; process 0 writes and decides.
+
+    Raises: `InputError` where the run cannot go on: another config or version, a workdir in use,
+    a loss that is not finite, memory or disk exhausted; `Interrupted` after SIGTERM.
     """
     workdir = Path(workdir)
-    claim_workdir(config, workdir)
-    for build in (build_localiser, build_prepare, build_corrupt):
-        build(config)  # refuses a mistyped name before anything long begins
-    bank = build_bank(config, dataset, workdir)
-    channels = bank.images.shape[-1]
-    facts = {"channels": channels, "num_slices": len(bank), "notes": list(bank.notes)}
-    files.write_text(workdir / "training.json", json.dumps(facts, indent=1))
-    layout = parallel.plan(config.num_members, config.batch_size)
-    print(f"training {config.task} on {len(bank)} slices: {layout.describe()}", flush=True)
-
+    check_fields(config)
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(workdir))
-        state, start = starting_state(config, channels, checkpoints)
-        write = stack.enter_context(log(workdir, config, start))
-        rounds = parallel.place(parallel.spread(state, layout), layout)
-        lifted = parallel.lift(build_step(config, layout), layout, donate_first=True)
-        seeds = [member_seed(config, m) for m in range(config.num_members)]
-        began, losses = time.monotonic(), [None] * layout.rounds
-        bar = tqdm(total=config.num_steps, initial=start, desc="training", unit="step")
-        for step in range(start, config.num_steps):
-            number = np.full(layout.used, step, np.uint32)
-            for round_ in range(layout.rounds):
-                batches = [
-                    bank.batch(seeds[m], step, config.batch_size) for m in layout.members(round_)
-                ]
-                batch = parallel.stack_batches(batches, layout)
-                rounds[round_], losses[round_] = lifted(rounds[round_], number, batch)
-            done = step + 1
-            bar.update()
-            if done % config.log_steps == 0 or done == config.num_steps:
-                values = parallel.gather(losses, layout)
-                check_finite(values["loss"], done, workdir)
-                bar.set_postfix(loss=f"{values['loss'].mean():.4f}")
-                write(done, values, time.monotonic() - began)
-            if done % config.checkpoint_steps == 0 or done == config.num_steps:
-                tree = parallel.gather(rounds, layout)
-                optimizer = tree.pop("opt_state")
-                checkpoints.save(done, model=tree, optimizer=optimizer)
-        bar.close()
-        model = parallel.gather(rounds, layout)
-    decide(config, workdir, dataset, bank, Predictor(config, model))
+        todo = None
+        if parallel.writes():
+            if not config.members:
+                stack.enter_context(files.lock(workdir))
+            claim(config, workdir)
+            todo = parts_to_train(config, workdir)
+        parts = [Part(folder, tuple(members)) for folder, members in parallel.agree(todo)]
+        seen = Seen()
+        bank = build_bank(config, seen.watch(dataset.train), workdir)
+        facts = {
+            "channels": bank.images.shape[-1],
+            "num_slices": len(bank),
+            "notes": list(bank.notes),
+            "version": version("caal_jax"),
+        }
+        if parallel.writes():
+            files.write_text(workdir / "training.json", json.dumps(facts, indent=1))
+            seen.save(workdir / "fingerprints.npz")
+        for part in parts:
+            with contextlib.ExitStack() as held, memory_told(config):
+                if parallel.writes() and part.folder != ".":
+                    held.enter_context(files.lock(workdir / part.folder))
+                train_part(config, workdir, part, bank)
+        if not parallel.writes() or config.members:
+            return
+        join_curves(workdir, parts)
+        if not (workdir / "decisions.json").is_file():
+            members = read_members(workdir, config, facts["channels"])
+            with memory_told(config):
+                decide(config, workdir, dataset, bank, Predictor(config, members))
 
 
-def claim_workdir(config, workdir):
-    """Writes config.json into a new workdir, or checks that an old one was made by this config."""
-    path = files.folder(workdir) / "config.json"
-    wanted = json.loads(config.to_json())
-    if not path.is_file():
-        files.write_text(path, json.dumps(wanted, indent=1))
-        return
-    found = json.loads(path.read_text())
-    differing = [
-        f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now"
-        for key in sorted(found.keys() | wanted.keys())
-        if found.get(key) != wanted.get(key)
-    ]
-    if differing:
+def check_fields(config):
+    """Refuses values that cannot work before anything long begins."""
+    for build in (build_localiser, build_prepare, build_corrupt):
+        build(config)
+    read_views(config.augment)
+    if config.num_samples < 1:
         raise InputError(
-            path,
-            found="a run of another config (" + "; ".join(differing) + ")",
-            expected="the same config, to resume",
-            remedy="Pass another --workdir, or the config that this one was made with.",
+            "config.num_samples",
+            found=config.num_samples,
+            expected="1, a plain answer of every member, or more",
+            remedy="Correct it.",
+        )
+    if config.accumulation < 1 or config.batch_size % config.accumulation:
+        raise InputError(
+            "config.accumulation",
+            found=config.accumulation,
+            expected=f"a divisor of config.batch_size ({config.batch_size})",
+            remedy="Correct one of them.",
         )
 
 
-def starting_state(config, channels, checkpoints):
-    """The newest checkpoint, or new members: (state stacked over members, step)."""
+def train_part(config, workdir, part, bank):
+    """Trains members together to the last step, from where their checkpoints are."""
+    folder, count = workdir / part.folder, len(part.members)
+    size = config.batch_size // config.accumulation
+    layout = parallel.plan(count, size, parallel.all_devices())
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(folder)) if parallel.writes() else None
+        state, start = starting_state(config, bank.images.shape[-1], part.members, checkpoints)
+        if start == config.num_steps:
+            return
+        source, pick, held = choose_memory(bank, layout)
+        if parallel.writes():
+            (workdir / "decisions.json").unlink(missing_ok=True)  # they are older than the members
+            curve = stack.enter_context(Curve(folder, count, start, config))
+            text = f"training {config.task} on {held}: {layout.describe()}"
+            print(text + (f", from step {start}" if start else ""), flush=True)
+            size_of_one = summarise(build_localiser(config), bank.images.shape[1:])
+            print(f"{config.localiser}: {size_of_one}", flush=True)
+        rounds = parallel.place(parallel.spread(state, layout), layout)
+        lifted = parallel.lift(build_step(config, layout), layout, donate_first=True)
+        seeds = [member_seed(config, member) for member in part.members]
+        rates, rows = learning_rate(config), len(layout.local)
+        began, losses = time.monotonic(), [None] * layout.rounds
+        bar = stack.enter_context(
+            progress(total=config.num_steps, initial=start, desc="training", unit="step")
+        )
+        asked = stack.enter_context(parallel.stop_signal())
+        feed = Feed(
+            lambda step: [
+                round_batches(config, layout, round_, source, seeds, step)
+                for round_ in range(layout.rounds)
+            ],
+            range(start, config.num_steps),
+            source,
+        )
+        for step, batches_of_rounds in feed:
+            number = np.full(rows, step, np.uint32)
+            for round_, batches in enumerate(batches_of_rounds):
+                found = []
+                for micro in range(config.accumulation):
+                    batch = jax.tree.map(lambda a, m=micro: a[m * size : (m + 1) * size], batches)
+                    batch = pick(parallel.stack_batches(batch, layout))
+                    which = np.full(rows, micro, np.int32)
+                    rounds[round_], one = lifted(rounds[round_], number, which, batch)
+                    found.append(one)
+                losses[round_] = mean_of(found)
+            done = step + 1
+            bar.update()
+            stopping = asked(done)
+            last = done == config.num_steps
+            saves = done % config.checkpoint_steps == 0 or last or stopping
+            logs = done % config.log_steps == 0 or last
+            if not (saves or logs):
+                continue
+            bad = parallel.gather([state["bad"] for state in rounds], layout)
+            if bad["count"].any() and not config.skip_nonfinite:
+                raise not_finite(config, workdir, part, bank, bad["first"])
+            if logs:
+                values = parallel.gather(losses, layout)
+                if config.skip_nonfinite:
+                    values["skipped"] = bad["count"]
+                bar.set_postfix(loss=f"{values['loss'].mean():.4f}")
+                if parallel.writes():
+                    curve.write(done, float(rates(done)), time.monotonic() - began, values)
+            if saves:
+                tree = parallel.gather(rounds, layout)
+                if parallel.writes():
+                    model = {name: tree[name] for name in ("key", "params")}
+                    optimizer = {name: tree[name] for name in ("opt_state", "bad")}
+                    checkpoints.save(done, part.members, model=model, optimizer=optimizer)
+            if stopping and not last:
+                break
+        bar.close()
+        if parallel.writes():
+            print(f"{feed.share_waited:.1%} of the time went into waiting for data", flush=True)
+            curve.finish()
+            checkpoints.finish()
+        if done < config.num_steps:
+            raise Interrupted(f"asked to stop: step {done} is saved; repeat the command to go on")
+
+
+def mean_of(trees):
+    """The mean of trees of arrays."""
+    if len(trees) == 1:
+        return trees[0]
+    return jax.tree.map(lambda *parts: sum(parts) / len(parts), *trees)
+
+
+def round_batches(config, layout, round_, bank, seeds, step):
+    """The batch of each slot of a round; None for those that other processes compute."""
+    here = parallel.local_slots(layout)
+    return [
+        bank.batch(seeds[m], step, config.batch_size) if slot in here else None
+        for slot, m in enumerate(layout.members(round_))
+    ]
+
+
+def starting_state(config, channels, members, checkpoints):
+    """The newest checkpoint, or new members: (state stacked over members, step).
+
+    The state: {"key", "params", "opt_state", "bad"}, where "bad" counts the steps that were not
+    finite and tells the first; and "sum", the gradients of a batch so far, if it comes in parts.
+    """
     optimizer = build_optimizer(config)
 
     def new():
-        model = new_models(config, channels)
-        return {"model": model, "optimizer": jax.vmap(optimizer.init)(model["params"])}
+        model = new_models(config, channels, members)
+        bad = {
+            "count": jnp.zeros(len(members), jnp.int32),
+            "first": jnp.full(len(members), np.iinfo(np.uint32).max, jnp.uint32),
+        }
+        opt_state = jax.vmap(optimizer.init)(model["params"])
+        return {"model": model, "optimizer": {"opt_state": opt_state, "bad": bad}}
 
-    step = checkpoints.latest_step()
-    if step is None:
+    template, start, state = jax.eval_shape(new), 0, None
+    if parallel.writes() and checkpoints.steps():
+        start, state = checkpoints.restore(**template)
+        checkpoints.discard_after(start)
+    start = parallel.agree(start)
+    if not start:
         # Optimising a program that runs once takes ten times as long as running it.
-        state, step = jax.jit(new, compiler_options={"xla_backend_optimization_level": 0})(), 0
-    else:
-        state = checkpoints.restore(**jax.eval_shape(new))
-    return {**state["model"], "opt_state": state["optimizer"]}, step
+        state = jax.jit(new, compiler_options={"xla_backend_optimization_level": 0})()
+    elif state is None:
+        state = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), template)
+    if start:
+        state = parallel.agree_on_arrays(state)
+    state = {**state["model"], **state["optimizer"]}
+    if config.accumulation > 1:
+        state["sum"] = jax.tree.map(np.zeros_like, state["params"])
+    return state, start
+
+
+def not_finite(config, workdir, part, bank, first):
+    """The error for a loss or gradient that is not finite; first: each member's first such step."""
+    step = int(first.min())
+    place = int(first.argmin())
+    indices = bank.batch(member_seed(config, part.members[place]), step, config.batch_size).indices
+    cases = sorted({bank.case_ids[case] for case in bank.case_index[indices]})
+    return InputError(
+        "training",
+        found=f"a loss or gradient that is not finite in step {step + 1} of member "
+        f"{part.members[place]}, on a batch of {', '.join(cases)}",
+        expected="finite numbers",
+        remedy=f"The checkpoint in {workdir / part.folder / 'checkpoints'} is from before. Lower "
+        "config.learning_rate in a new workdir, or go on in this one with "
+        "--config.skip_nonfinite=True.",
+    )
 
 
 @contextlib.contextmanager
-def log(workdir, config, start):
-    """Yields `write(step, values, seconds)`: a line of metrics.jsonl and TensorBoard scalars."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    # Steps after the checkpoint run again; their old lines would be duplicates.
-    kept = [line for line in lines if json.loads(line)["step"] <= start]
-    before = json.loads(kept[-1])["seconds"] if kept else 0.0
-    files.write_text(path, "".join(f"{line}\n" for line in kept))
-    schedule = learning_rate(config)
-    writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
-
-    def write(step, values, seconds):
-        rate = float(schedule(step))
-        line = {"step": step, "learning_rate": rate, "seconds": round(before + seconds, 3)}
-        line |= {name: np.round(value, 7).tolist() for name, value in values.items()}
-        with path.open("a") as out:
-            out.write(json.dumps(line) + "\n")
-        writer.add_scalar("learning_rate", rate, step)
-        for name, value in values.items():
-            for member, one in enumerate(value):
-                writer.add_scalar(f"{name}/member_{member}", one, step)
-
+def memory_told(config):
+    """Turns a device's lack of memory, or the loss of another process, into an `InputError`."""
     try:
-        yield write
-    finally:
-        writer.close()
-
-
-def check_finite(losses, step, workdir):
-    bad = np.flatnonzero(~np.isfinite(losses))
-    if len(bad):
-        raise FloatingPointError(
-            f"loss of member(s) {bad.tolist()} is not finite by step {step}; the last checkpoint "
-            f"in {workdir / 'checkpoints'} is from before. Lower config.learning_rate."
-        )
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        if "RESOURCE_EXHAUSTED" in reason:
+            raise InputError(
+                "device memory",
+                found=reason,
+                expected="room for a training step",
+                remedy=f"Raise config.accumulation (now {config.accumulation}), or lower "
+                f"config.batch_size ({config.batch_size}), config.image_size "
+                f"({config.image_size}) or config.width ({config.width}).",
+            ) from error
+        if jax.process_count() > 1:
+            raise InputError(
+                "another process of this run",
+                found=f"that it is gone ({reason})",
+                expected=f"{jax.process_count()} processes",
+                remedy="Start all of them again: they go on from the last checkpoint.",
+            ) from error
+        raise
 
 
 def decide(config, workdir, dataset, bank, predictor):
@@ -326,14 +478,14 @@ def decide(config, workdir, dataset, bank, predictor):
 
     key = jax.random.fold_in(jax.random.key(config.seed), CALIBRATE_DRAW)
     sums = 0.0
-    normal, synthetic = [], []
+    normal, synthetic, spread = [], [], metrics.SpreadHistogram()
     repeats = -(-MIN_SYNTHETIC // max(1, len(dataset.validation)))
     channels, size = bank.images.shape[-1], config.image_size
-    for number, entry in enumerate(tqdm(dataset.validation, desc="calibrating", unit="case")):
+    for number, entry in enumerate(progress(dataset.validation, desc="calibrating", unit="case")):
         try:
             case = case_stack(entry.load(), image_size=size, channels=channels)
         except InputError as error:
-            tqdm.write(f"skipped: {error}")
+            tell(f"skipped: {error}")
             continue
         image, foreground = predictor.prepare(case.raw, case.low, case.high)
         found = predictor(image, foreground)
@@ -353,7 +505,13 @@ def decide(config, workdir, dataset, bank, predictor):
             )
             found = predictor(made.image, foreground)
             synthetic.append(image_scores(found, config)[0])
-            sums += calibration.calibration_sums(found.belief.mean, np.asarray(made.label)[..., 0])
+            label, label_std = (np.asarray(a)[..., 0] for a in (made.label, made.label_std))
+            sums += calibration.calibration_sums(found.belief.mean, label)
+            if predictor.num_samples > 1:
+                # Elsewhere the label is a certain 0, which any std covers.
+                part = label > 0
+                std = np.sqrt(found.belief.variance[part])
+                spread.update(found.belief.mean[part], std, label[part], label_std[part])
     if not normal:
         raise InputError(
             "validation cases",
@@ -362,16 +520,44 @@ def decide(config, workdir, dataset, bank, predictor):
             remedy="Add healthy cases or repair those named above.",
         )
     limit = decision.image_threshold(normal, false_positive_rate=config.false_positive_rate)
+    pixel = calibration.fit_temperature_from_sums(sums, fit_bias=config.fit_bias)
     decisions = Decisions(
-        pixel=calibration.fit_temperature_from_sums(sums),
+        pixel=pixel,
         # As many healthy as corrupted: a probability of one half means as likely as not.
         image=calibration.fit_image_calibration(np.repeat(normal, repeats), synthetic),
         healthy_scores=tuple(normal),
         threshold=limit.threshold,
         false_positive_rate=limit.false_positive_rate,
+        held_out=held_out_confidence(sums, pixel, spread, normal, synthetic),
     )
     files.write_text(workdir / "decisions.json", decisions.to_json())
     return decisions
+
+
+def held_out_confidence(sums, pixel, spread, normal, synthetic):
+    """How the confidence measures up on the data it was calibrated on, NaN left out: {name: value}.
+
+    sums: `calibration_sums`; pixel: the `Calibration` fitted to them; spread: a `SpreadHistogram`
+    of the pixels with a synthetic anomaly; normal, synthetic: image scores.
+    """
+    pixels, probability, label = sums[sums[:, 0] > 0].T
+    found = {}
+    for name, p in (
+        ("", np.asarray(calibration.apply(pixel, probability / pixels), float)),
+        ("_uncalibrated", probability / pixels),
+    ):
+        entries = np.stack([pixels - label, label, pixels * p], axis=-1)
+        found[f"ece{name}"] = metrics.expected_calibration_error_from_statistics(entries)
+        clipped = np.clip(p, 1e-7, 1 - 1e-7)
+        losses = label * np.log(clipped) + (pixels - label) * np.log1p(-clipped)
+        found[f"nll{name}"] = -losses.sum() / pixels.sum()
+    found |= {f"std_coverage_{100 * level:.0f}": c for level, c in spread.coverage().items()}
+    found["std_sharpness"] = spread.sharpness()
+    found["std_z_score_std"] = spread.z_score_std()
+    found["std_normalised_error"] = spread.normalised_error()
+    labels = np.repeat([False, True], [len(normal), len(synthetic)])
+    found["image_auroc"] = metrics.roc_auc(np.concatenate([normal, synthetic]), labels)
+    return {name: float(value) for name, value in found.items() if not np.isnan(value)}
 
 
 def _synthetic_case(corrupt, key, rng, bank, predictor, image, foreground):

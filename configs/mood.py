@@ -21,8 +21,8 @@ def get_config():
 
     data_dir = config.get_ref("data_dir")
     config.image_size = when_given(data_dir, 256, 64)
-    config.width = when_given(data_dir, 32, 24)
-    config.depth = when_given(data_dir, 6, 4)
+    config.width = when_given(data_dir, 32, 0)
+    config.depth = when_given(data_dir, 6, 0)
     config.num_patches = 5
     config.clean_fraction = 0.1
     # With an earlier network and phantoms of another seed, equalising lowered pixel AP.

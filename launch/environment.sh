@@ -1,4 +1,5 @@
 # Sourced by the other scripts: a .venv with the package, made or renewed only when needed.
+# shellcheck shell=bash
 # CAAL_PYTHON chooses the interpreter (3.11 or newer); $1 is the list of extras, as in [test].
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -45,12 +45,10 @@ def test_a_disk_that_fills_up_keeps_the_old_file_and_no_partial(tmp_path, monkey
     path = tmp_path / "results.json"
     path.write_text("old")
 
-    def fill(self, data):
-        with self.open("wb") as file:
-            file.write(data[:1])
+    def fill(descriptor):
         raise OSError("no space left")
 
-    monkeypatch.setattr(Path, "write_bytes", fill)
+    monkeypatch.setattr(files.os, "fsync", fill)
     with pytest.raises(OSError, match="no space"):
         files.write_bytes(path, b"new")
     assert path.read_text() == "old"

@@ -1,6 +1,6 @@
 """data: files or a phantom in, cases out (native-dtype image, mask or None, id, spacing)."""
 
-from caal_jax.data import busi, folder, lgg, mood, phantom
+from caal_jax.data import busi, folder, mood, phantom, public, records, table
 from caal_jax.data.case import Case, DataSet, Entry, Geometry
 from caal_jax.errors import InputError
 
@@ -10,23 +10,20 @@ __all__ = ["Case", "DataSet", "Entry", "Geometry", "load_dataset", "slice_axis"]
 def load_dataset(config):
     """The data set that a config names.
 
-    config: an `ml_collections.ConfigDict` with `dataset` ("mood", "folder", "busi" or "lgg"),
-    `data_dir`, `validation_fraction` and `seed`; for mood also `region`, and with an empty
-    `data_dir`, which means the built-in phantom, `phantom_size`, `phantom_train`,
-    `phantom_validation` and `phantom_test`.
-    Optional: `slice_axis` (folder), `extra_normals` (busi), `channel` (lgg).
+    config: an `ml_collections.ConfigDict` with `dataset` ("folder" or a name of
+    `caal_jax.data.public.SETS`), `data_dir`, `validation_fraction` and `seed`; for mood also
+    `region`, and with an empty `data_dir`, which means the built-in phantom, `phantom_size`,
+    `phantom_train`, `phantom_validation` and `phantom_test`.
+    The `data_dir` of "folder" may also be a CSV table of images.
+    Optional: `slice_axis` (folder), `extra_normals` (busi), and the option that picks a part of a
+    public set, such as `channel` (lgg). A public set is read from its public layout, or from the
+    records that `caal_jax.data.prepare` made of it.
     Raises: InputError for anything unusable; a folder that is given is never replaced by the
     phantom.
     """
     root, seed = config.data_dir, config.seed
     split = {"validation_fraction": config.validation_fraction, "seed": seed}
-    if config.dataset not in ("mood", "folder", "busi", "lgg"):
-        raise InputError(
-            "dataset",
-            found=repr(config.dataset),
-            expected="mood, folder, busi or lgg",
-            remedy="Correct the config.",
-        )
+    one = None if config.dataset == "folder" else public.find_set(config.dataset)
     if config.dataset == "mood" and not root:
         return phantom.phantom_dataset(
             region=config.region,
@@ -43,13 +40,16 @@ def load_dataset(config):
             expected=f"the folder of the {config.dataset} data",
             remedy="Pass --config.data_dir=FOLDER.",
         )
-    if config.dataset == "mood":
-        return mood.mood(root, region=config.region, **split)
-    if config.dataset == "busi":
-        return busi.busi(root, extra_normals=config.get("extra_normals") or None, **split)
-    if config.dataset == "lgg":
-        return lgg.lgg(root, channel=config.get("channel", "flair"), **split)
-    return folder.folder(root, slice_axis=slice_axis(config), **split)
+    if one is None:
+        read = table.table if str(root).lower().endswith(".csv") else folder.folder
+        return read(root, slice_axis=slice_axis(config), **split)
+    variant = config.get(one.variant) or one.default
+    prepared = records.find_prepared(root, one.name, variant)
+    if prepared:
+        return records.read_prepared(prepared, **split)
+    if config.get("extra_normals"):
+        return busi.busi(root, extra_normals=config.extra_normals, **split)
+    return one.dataset(root, variant=variant, **split)
 
 
 def slice_axis(config):

@@ -14,8 +14,9 @@ class Geometry:
     spacing_mm: pixel or voxel size along each spatial axis of `Case.image`, in its order
         ((row, column) or (slice, row, column)); ones where the format has none.
     slice_axis: for volumes, the axis of the file's array that was moved to the front.
-    affine: the NIfTI affine (4, 4) of the file, or None.
-    path: the file, or None for made-up cases.
+    affine: (4, 4), indices of the file's array to mm (right, anterior, superior), or None. The
+        array of a DICOM volume has the axes (row, column, slice).
+    path: the file, the folder of a DICOM series, or None for made-up cases.
     """
 
     spacing_mm: tuple[float, ...]
@@ -33,6 +34,7 @@ class Case:
     label: 1 abnormal, 0 normal, None unknown.
     kind: "normal", or the name of the anomaly ("malignant", "deformation", ...).
     patient: what must never be split between training and test.
+    positions: relative positions (0 to 1) of a volume's slices, where some were left out.
     """
 
     case_id: str
@@ -42,6 +44,7 @@ class Case:
     label: int | None = None
     kind: str = "normal"
     patient: str = ""
+    positions: tuple[float, ...] | None = None
 
     @property
     def is_volume(self):
@@ -50,10 +53,14 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A case that is not in memory yet: `load()` reads it, or raises `InputError`."""
+    """A case that is not in memory yet: `load()` reads it, or raises `InputError`.
+
+    paths: the files that it reads, image first; a folder stands for the DICOM series in it.
+    """
 
     case_id: str
     load: Callable[[], Case]
+    paths: tuple[Path, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

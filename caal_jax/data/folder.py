@@ -1,5 +1,6 @@
 """A folder of the user's own images, or an MVTec AD category."""
 
+import dataclasses
 from pathlib import Path
 
 from caal_jax.data.case import DataSet
@@ -7,6 +8,7 @@ from caal_jax.data.planted import planted_entries
 from caal_jax.data.readers import SUFFIXES, existing_folder, file_entry, image_files, stem_of
 from caal_jax.data.split import MIN_TRAIN, hold_out
 from caal_jax.errors import InputError
+from caal_jax.files import printable
 
 TRAIN_FOLDERS = ("normal", "train/good")
 NORMAL_NAMES = ("good", "normal")
@@ -17,7 +19,8 @@ def folder(root, *, slice_axis=2, validation_fraction=0.2, seed=0):
     """Images in folders named by class.
 
     Training: `normal/` or MVTec's `train/good/`, any mix of supported formats, searched to any
-    depth; files in the same sub-folder count as one patient, unless there is one sub-folder only.
+    depth; a folder with the slices of one DICOM series counts as one volume. Images in the same
+    sub-folder count as one patient, unless there is one sub-folder only.
     Test: `test/good/` (or `test/normal/`) and one folder per kind of anomaly, with masks at
     `ground_truth/<kind>/<stem>_mask.*`, `test/<kind>_mask/<stem>.*`, or `<stem>_mask.*` beside
     the image. Without `test/`, a share of the healthy images is held out and gets planted
@@ -37,35 +40,56 @@ def folder(root, *, slice_axis=2, validation_fraction=0.2, seed=0):
         )
     ids = case_ids(paths, home)
     patients = _patients(paths, home, ids)
-    entries = {
-        path: file_entry(path, case_id=ids[path], patient=patients[path], slice_axis=slice_axis)
+    healthy = [
+        (
+            patients[path],
+            file_entry(path, case_id=ids[path], patient=patients[path], slice_axis=slice_axis),
+        )
         for path in paths
-    }
+    ]
+    test, test_has_masks, notes = None, True, []
+    if (root / "test").is_dir():
+        test, test_has_masks = _test_entries(root, slice_axis, notes)
+    dataset = divide(healthy, test, validation_fraction=validation_fraction, seed=seed)
+    return dataclasses.replace(
+        dataset,
+        name=printable(root.resolve().name),
+        test_has_masks=test_has_masks,
+        notes=(*dataset.notes, *notes),
+    )
+
+
+def divide(healthy, test, *, validation=(), validation_fraction, seed):
+    """A `DataSet` without a name, from healthy entries and those of the test split, if any.
+
+    healthy: [(patient, entry)] to train on. test, validation: entries. Where they are empty, a
+    share of the healthy patients is held out; the test split's get planted anomalies.
+    """
+    patients = {patient for patient, _ in healthy}
+    held_out, notes = set(), []
 
     def pick(names):
-        return [entries[path] for path in paths if patients[path] in names]
+        return [entry for patient, entry in healthy if patient in names]
 
-    everyone = set(patients.values())
-    validation = hold_out(everyone, fraction=validation_fraction, seed=seed)
-    train = everyone - validation
-    notes = []
     if not validation:
-        notes.append(f"{home.name}/ is too small to hold images out for validation.")
-    if (root / "test").is_dir():
-        test, test_has_masks, stamp = *_test_entries(root, slice_axis, notes), ""
-    else:
-        held_out = hold_out(train, fraction=validation_fraction, seed=seed + 1)
-        train -= held_out
-        test, test_has_masks = planted_entries(pick(held_out), seed=seed), True
-        stamp = "planted"
-        notes.append(f"No test/ folder: anomalies are planted into {len(test)} held-out images.")
+        held_out = hold_out(patients, fraction=validation_fraction, seed=seed)
+        validation = pick(held_out)
+    if validation_fraction and not validation:
+        notes.append("There are too few healthy images to hold some out for validation.")
+    train, stamp = patients - held_out, ""
+    if not test:
+        chosen = hold_out(train, fraction=validation_fraction, seed=seed + 1)
+        train -= chosen
+        test, stamp = planted_entries(pick(chosen), seed=seed), "planted"
+        notes.append(
+            f"There is no test split: anomalies are planted into {len(test)} held-out images."
+        )
     return DataSet(
-        name=root.resolve().name,
+        name="",
         train=pick(train),
-        validation=pick(validation),
+        validation=list(validation),
         test=test,
         stamp=stamp,
-        test_has_masks=test_has_masks,
         notes=tuple(notes),
     )
 
@@ -150,13 +174,17 @@ def _is_mask(path):
 
 
 def case_ids(paths, home):
-    """One id per file, fit for a file name: its path below `home` without suffix, joined by -."""
-    ids = {}
+    """One id per path, fit for a file name: the path below `home` without suffix, joined by -."""
+    ids, taken = {}, set()
     for path in paths:
-        inner = path.relative_to(home)
-        name = "-".join((*inner.parts[:-1], stem_of(path)))
+        parts = path.relative_to(home).parts if path.is_relative_to(home) else (path.name,)
+        stem = printable("-".join((*parts[:-1], stem_of(path))))
         # a.png and a.jpg, or a/b.png and a-b.png, would overwrite each other's maps.
-        ids[path] = name if name not in ids.values() else f"{name}-{len(ids)}"
+        name, number = stem, len(ids)
+        while name in taken:
+            name, number = f"{stem}-{number}", number + 1
+        ids[path] = name
+        taken.add(name)
     return ids
 
 

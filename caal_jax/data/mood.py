@@ -58,9 +58,9 @@ def mood(root, *, region, validation_fraction=0.2, test_fraction=0.2, seed=0):
     def pick(names):
         return [entry for name, entry in entries.items() if name in names]
 
-    validation = hold_out(entries, fraction=validation_fraction, seed=seed)
-    rest = set(entries) - validation
-    held_out = hold_out(rest, fraction=test_fraction, seed=seed + 1)
+    held_out = hold_out(entries, fraction=test_fraction, seed=seed + 1)
+    rest = set(entries) - held_out
+    validation = hold_out(rest, fraction=validation_fraction, seed=seed)
     planted = planted_entries(pick(held_out), seed=seed)
     notes = []
     toys = _toy_entries(home, axis, notes)
@@ -70,7 +70,7 @@ def mood(root, *, region, validation_fraction=0.2, test_fraction=0.2, seed=0):
     )
     return DataSet(
         name=f"MOOD {region}",
-        train=pick(rest - held_out),
+        train=pick(rest - validation),
         validation=pick(validation),
         test=toys + planted,
         stamp="planted" if planted else "",
@@ -129,7 +129,7 @@ def _toy_entry(path, pixel, sample, axis):
             patient=case_id,
         )
 
-    return Entry(case_id, load)
+    return Entry(case_id, load, (path, pixel, sample))
 
 
 def _read_label(path):

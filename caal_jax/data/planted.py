@@ -127,7 +127,7 @@ def planted_entries(entries, *, seed, abnormal_fraction=0.5):
             "contrast": float(np.interp(share[1], (0, 1), CONTRAST_RANGE)),
         }
     return [
-        Entry(entry.case_id, functools.partial(_load, entry, plans.get(i)))
+        Entry(entry.case_id, functools.partial(_load, entry, plans.get(i)), entry.paths)
         for i, entry in enumerate(entries)
     ]
 

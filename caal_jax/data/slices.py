@@ -6,17 +6,14 @@ import functools
 import math
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
+from caal_jax.data.facts import RAW_TYPES, match_channels, slice_facts
 from caal_jax.data.letterbox import letterbox
+from caal_jax.data.records import RecordEntry
 from caal_jax.errors import InputError
-
-# Percentiles of more values than this come from an even subsample of about as many.
-MAX_RANGE_VALUES = 2**20
-FOREGROUND_LEVEL = 0.05
 
 
 class Batch(NamedTuple):
@@ -36,51 +33,46 @@ class Batch(NamedTuple):
     indices: np.ndarray
 
 
-def intensity_range(image):
-    """Robust (low, high) of a whole case: percentiles 0.5 and 99.5 over everything in it.
+class RecordSlices(NamedTuple):
+    """Slices of one case that stay in records: a stand-in for their array (N, S, S, C).
 
-    image: any shape and real type, finite. Falls back to the minimum and maximum where the
-    percentiles coincide (mostly background); low == high only for a constant image. Large
-    volumes are subsampled evenly.
+    records: has `read(numbers) -> examples`. numbers: (N,) of the slices in it. spacing_mm: (row,
+    column).
     """
-    values = image.reshape(-1)
-    # An odd step, since a power of two would visit the same few columns of every row.
-    sample = values[:: (values.size // MAX_RANGE_VALUES) | 1]
-    low, high = np.percentile(sample, (0.5, 99.5))
-    if low == high:
-        low, high = values.min(), values.max()
-    return float(low), float(high)
+
+    records: Any
+    numbers: np.ndarray
+    spacing_mm: tuple[float, float]
+    shape: tuple[int, int, int, int]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self):
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
-def case_range(case, image):
-    """`intensity_range` of a case's image. Raises `InputError`, naming it, if it is constant."""
-    low, high = intensity_range(image)
-    if low == high:
-        raise InputError(
-            case.geometry.path or case.case_id,
-            found=f"the same value everywhere ({low:g})",
-            expected="an image",
-            remedy="Leave it out.",
-        )
-    return low, high
+class RecordImages:
+    """The images of a bank that stay in records: `images[indices]` reads and letterboxes them."""
 
+    def __init__(self, slices, channels, dtype):
+        """slices: `RecordSlices` of all cases, in order, of one data set."""
+        self.dtype, self._records = dtype, slices[0].records
+        self.shape = (sum(one.shape[0] for one in slices), *slices[0].shape[1:3], channels)
+        self._numbers = np.concatenate([one.numbers for one in slices])
+        lengths = [one.shape[0] for one in slices]
+        self._spacing_mm = np.repeat([one.spacing_mm for one in slices], lengths, axis=0)
 
-def match_channels(image, channels):
-    """Grey to colour by repetition, colour to grey by luma; (..., C) in, (..., channels) out.
+    def __len__(self):
+        return self.shape[0]
 
-    Raises: ValueError unless both counts are 1 or 3. Reference: cv2.COLOR_RGB2GRAY.
-    """
-    have = image.shape[-1]
-    if have == channels:
-        return image
-    if (have, channels) == (1, 3):
-        return np.repeat(image, 3, axis=-1)
-    if (have, channels) == (3, 1):
-        wide = image.astype(np.float32) if image.dtype == np.int16 else image
-        flat = np.ascontiguousarray(wide.reshape(-1, image.shape[-2], 3))
-        grey = cv2.cvtColor(flat, cv2.COLOR_RGB2GRAY).reshape(*image.shape[:-1], 1)
-        return np.round(grey).astype(image.dtype) if image.dtype == np.int16 else grey
-    raise ValueError(f"channels: cannot turn {have} into {channels}")
+    def __getitem__(self, indices):
+        examples = self._records.read(self._numbers[indices])
+        images = np.empty((len(indices), *self.shape[1:]), self.dtype)
+        for k, (index, example) in enumerate(zip(indices, examples, strict=True)):
+            spacing = self._spacing_mm[index]
+            square, _ = letterbox(example["image"], size=self.shape[1], spacing_mm=spacing)
+            images[k] = match_channels(square, self.shape[3])
+        return images
 
 
 class _Part(NamedTuple):
@@ -88,7 +80,7 @@ class _Part(NamedTuple):
 
     case_id: str
     patient: str
-    slices: np.ndarray  # (N, S, S, C)
+    slices: np.ndarray | RecordSlices  # (N, S, S, C)
     positions: np.ndarray  # (N,) in [0, 1]
     range: tuple[float, float]
     grey_range: tuple[float, float]
@@ -98,7 +90,8 @@ class _Part(NamedTuple):
 class SliceBank:
     """Slices of healthy cases, sorted by patient, case and position.
 
-    images: (N, S, S, C), uint8 or uint16 where every case has that type, float32 otherwise.
+    images: (N, S, S, C), uint8, uint16 or int16 where every case has that type, float32 otherwise;
+    `RecordImages` where they would not fit into memory.
     low, high: (N,) float32, the `intensity_range` of the whole case a slice comes from.
     positions: (N,) float32 relative position in the volume, 0 to 1; 0.5 for 2-D images.
     case_index: (N,) index into `case_ids`.
@@ -106,7 +99,7 @@ class SliceBank:
     notes: one sentence each about what was left out or converted.
     """
 
-    images: np.ndarray
+    images: np.ndarray | RecordImages
     low: np.ndarray
     high: np.ndarray
     positions: np.ndarray
@@ -133,25 +126,30 @@ class SliceBank:
         """Loads each entry once and keeps its slices, letterboxed to image_size x image_size.
 
         min_foreground: slices of volumes are left out where less than this share lies above
-        5 % of the case's intensity range. max_bytes: a larger bank lives in a memory-mapped file
-        in `cache_dir`. progress: called with (done, total) after each entry.
+        5 % of the case's intensity range. max_bytes: a larger bank stays in its records if the
+        entries are `RecordEntry`, and lives in a memory-mapped file in `cache_dir` otherwise.
+        progress: called with (done, total) after each entry.
         Cases that cannot be read or are constant are skipped with a note. If any case is grey,
         colour cases become grey, with a note.
         Raises: InputError if fewer than two patients remain, or if the bank is larger than
         `max_bytes` and there is no `cache_dir`.
         """
         parts, skipped, num_empty, num_bytes = [], [], 0, 0
+        stays = _record_bytes(entries, image_size, min_foreground) > max_bytes
         with contextlib.ExitStack() as stack:
             spool = None
             for done, entry in enumerate(entries, start=1):
                 try:
-                    part, empty = _cut(entry.load(), image_size, min_foreground)
+                    if stays:
+                        part, empty = _point(entry, image_size, min_foreground)
+                    else:
+                        part, empty = _cut(entry.load(), image_size, min_foreground)
                 except InputError as error:
                     skipped.append(f"{entry.case_id} ({error})")
                 else:
                     num_empty += empty
                     num_bytes += part.slices.nbytes
-                    if num_bytes > max_bytes:
+                    if num_bytes > max_bytes and not stays:
                         # Later parts wait on disk until the bank stands.
                         spool = spool or stack.enter_context(
                             tempfile.TemporaryDirectory(dir=_cache_folder(cache_dir, max_bytes))
@@ -170,6 +168,11 @@ class SliceBank:
                 )
             if num_empty:
                 notes.append(f"{num_empty} nearly empty training slices were left out.")
+            if stays:
+                notes.append(
+                    "Training slices are read from records when they are needed; near-duplicates "
+                    "of test images were not looked for."
+                )
             num_patients = len({part.patient for part in parts})
             if num_patients < 2:
                 raise InputError(
@@ -198,15 +201,18 @@ class SliceBank:
             for part, count in zip(parts, counts, strict=True)
         ]
         dtypes = {part.slices.dtype for part in parts}
-        keep = len(dtypes) == 1 and dtypes <= {np.dtype(np.uint8), np.dtype(np.uint16)}
+        keep = len(dtypes) == 1 and dtypes <= set(RAW_TYPES)
         dtype = dtypes.pop() if keep else np.dtype(np.float32)
-        lengths = [len(part.slices) for part in parts]
+        lengths = [part.slices.shape[0] for part in parts]
         shape = (sum(lengths), *parts[0].slices.shape[1:3], channels)
-        images = _allocate(shape, dtype, max_bytes, cache_dir)
-        start = 0
-        for part, length in zip(parts, lengths, strict=True):
-            images[start : start + length] = match_channels(part.slices, channels)
-            start += length
+        if isinstance(parts[0].slices, RecordSlices):
+            images = RecordImages([part.slices for part in parts], channels, dtype)
+        else:
+            images = _allocate(shape, dtype, max_bytes, cache_dir)
+            start = 0
+            for part, length in zip(parts, lengths, strict=True):
+                images[start : start + length] = match_channels(part.slices, channels)
+                start += length
         names = np.array([part.patient for part in parts])
         case_index = np.repeat(np.arange(len(parts)), lengths)
         low, high = np.array(ranges, np.float32)[case_index].T.copy()
@@ -283,43 +289,57 @@ def _epoch_order(seed, epoch, size):
 
 def _cut(case, image_size, min_foreground):
     """The `_Part` of a case, and how many of its slices were nearly empty."""
-    image, spacing = case.image, case.geometry.spacing_mm
-    low, high = case_range(case, image)
-    if image.shape[-1] not in (1, 3):
-        raise InputError(
-            case.geometry.path or case.case_id,
-            found=f"{image.shape[-1]} channels",
-            expected="1 or 3",
-            remedy="Save it as grey or RGB.",
-        )
-    grey_range = (low, high)
-    if image.shape[-1] == 3:
-        grey_range = intensity_range(match_channels(image, 1))
-    if not case.is_volume:
-        slices, positions = [image], [0.5]
-    else:
-        level = low + FOREGROUND_LEVEL * (high - low)
-        full = (image > level).any(axis=-1).mean(axis=(1, 2)) >= min_foreground
-        if not full.any():
-            raise InputError(
-                case.geometry.path or case.case_id,
-                found="no slice with a foreground",
-                expected=f"slices with at least {min_foreground:.0%}",
-                remedy="Check the volume and its slice axis.",
-            )
-        kept = np.flatnonzero(full)
-        slices, positions = image[kept], kept / max(len(image) - 1, 1)
-        spacing = spacing[1:]
+    facts = slice_facts(case)
+    kept = _kept(facts, min_foreground, case.geometry.path or case.case_id)
+    slices = case.image[kept] if case.is_volume else [case.image]
+    spacing = case.geometry.spacing_mm[-2:]
     squares = [letterbox(one, size=image_size, spacing_mm=spacing)[0] for one in slices]
-    part = _Part(
-        case_id=case.case_id,
-        patient=case.patient or case.case_id,
-        slices=np.stack(squares),
-        positions=np.asarray(positions, np.float32),
-        range=(low, high),
-        grey_range=grey_range,
+    return _part(case.case_id, case.patient or case.case_id, np.stack(squares), facts, kept)
+
+
+def _point(entry, image_size, min_foreground):
+    """As `_cut`, of a `RecordEntry` whose slices stay where they are."""
+    line, facts = entry.line, entry.facts
+    kept = _kept(facts, min_foreground, entry.case_id)
+    slices = RecordSlices(
+        entry.records,
+        line["first_record"] + kept,
+        tuple(line["spacing_mm"][-2:]),
+        (len(kept), image_size, image_size, line["shape"][-1]),
+        np.dtype(line["dtype"]),
     )
-    return part, (len(image) - len(slices) if case.is_volume else 0)
+    return _part(entry.case_id, line["patient"], slices, facts, kept)
+
+
+def _part(case_id, patient, slices, facts, kept):
+    positions = np.array(facts.positions, np.float32)[kept]
+    part = _Part(case_id, patient, slices, positions, facts.range, facts.grey_range)
+    return part, len(facts.positions) - len(kept)
+
+
+def _kept(facts, min_foreground, where):
+    kept = facts.kept(min_foreground)
+    if not len(kept):
+        raise InputError(
+            where,
+            found="no slice with a foreground",
+            expected=f"slices with at least {min_foreground:.0%}",
+            remedy="Check the volume and its slice axis.",
+        )
+    return kept
+
+
+def _record_bytes(entries, image_size, min_foreground):
+    """Bytes of a bank of `RecordEntry`s, known without reading them; 0 if any is another entry."""
+    if not all(isinstance(entry, RecordEntry) for entry in entries):
+        return 0
+    return sum(
+        len(entry.facts.kept(min_foreground))
+        * image_size**2
+        * entry.line["shape"][-1]
+        * np.dtype(entry.line["dtype"]).itemsize
+        for entry in entries
+    )
 
 
 def _cache_folder(cache_dir, max_bytes):

@@ -38,10 +38,18 @@ def read_split(path, columns):
     """
     if not path.is_file():
         return None
-    with open(path, newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
-        rows = list(reader)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            missing = [name for name in columns if name not in (reader.fieldnames or ())]
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            path,
+            found=f"no readable table ({error})",
+            expected="CSV text in UTF-8",
+            remedy="Save it again, or delete the file to get a random split.",
+        ) from error
     if missing:
         raise InputError(
             path,

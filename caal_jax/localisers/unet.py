@@ -1,65 +1,47 @@
-"""A U-Net that is cheap where CPUs and accelerators are slow, with a mean and a std output."""
+"""A U-Net for images and volumes that is cheap where CPUs and accelerators are slow."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
-from jax.scipy.special import ndtri
 
-from caal_jax.localisers.localiser import Localiser
-
-# Anomalies cover a few percent of the pixels: starting at that rate saves the first steps.
-INITIAL_PROBABILITY = 0.02
-
-
-def double(x):
-    """Nearest-neighbour upsampling by two, as a broadcast: `image.resize` is far slower on CPU."""
-    b, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(
-        b, 2 * h, 2 * w, c
-    )
-
-
-def space_to_depth(x):
-    """(B, H, W, C) -> (B, H/2, W/2, 4C), without losing a value."""
-    b, h, w, c = x.shape
-    return (
-        x.reshape(b, h // 2, 2, w // 2, 2, c)
-        .transpose(0, 1, 3, 2, 4, 5)
-        .reshape(b, h // 2, w // 2, 4 * c)
-    )
-
-
-def depth_to_space(x):
-    """(B, H, W, 4C) -> (B, 2H, 2W, C), the inverse of `space_to_depth`."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h, w, 2, 2, c // 4)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c // 4)
-
-
-def drop_channels(x, rate, keys):
-    """Zeroes whole channels per example and scales the rest (spatial dropout, Tompson et al. 2015).
-
-    x: (B, H, W, C); keys: (B,).
-    """
-    draw = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, (1, 1, x.shape[-1])))
-    return jnp.where(draw(keys), x / (1.0 - rate), 0.0)
+from caal_jax.localisers.deterministic import deterministic
+from caal_jax.localisers.heads import mean_and_std
+from caal_jax.localisers.layers import (
+    activate,
+    crop,
+    depth_to_space,
+    drop_channels,
+    pad_to_multiple,
+    repeat,
+    space_to_depth,
+)
 
 
 def local_contrast(images):
-    """The difference of every pixel from the mean of its 3 x 3 neighbours, edges repeated."""
-    mean = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    for window in ((1, 3, 1, 1), (1, 1, 3, 1)):
-        mean = jax.lax.reduce_window(mean, 0.0, jax.lax.add, window, (1, 1, 1, 1), "valid") / 3
+    """The difference of every pixel from the mean of its 3 x 3 (x 3) neighbours, edges repeated."""
+    spatial = images.ndim - 2
+    mean = jnp.pad(images, ((0, 0), *[(1, 1)] * spatial, (0, 0)), mode="edge")
+    for axis in range(1, spatial + 1):
+        window = tuple(3 if a == axis else 1 for a in range(images.ndim))
+        mean = jax.lax.reduce_window(mean, 0.0, jax.lax.add, window, (1,) * images.ndim, "valid")
+        mean = mean / 3
     return images - mean
 
 
-def activate(x):
-    """Group normalisation and ReLU: up to eight groups, of four channels or more."""
-    groups = math.gcd(x.shape[-1], max(1, min(8, x.shape[-1] // 4)))
-    return nn.relu(nn.GroupNorm(num_groups=groups)(x))
+def strides_of(spacing_mm, number):
+    """Strides of `number` successive reductions of a grid, one tuple per reduction.
+
+    spacing_mm: per spatial axis. An axis is halved unless its spacing is more than twice that of
+    the finest axis at that level: thick slices are first left as they are (as nnU-Net does).
+    """
+    strides, spacing = [], spacing_mm
+    for _ in range(number):
+        strides.append(tuple(2 if size <= 2 * min(spacing) else 1 for size in spacing))
+        spacing = [a * b for a, b in zip(spacing, strides[-1], strict=True)]
+    return strides
 
 
 class UNet(nn.Module):
@@ -67,10 +49,13 @@ class UNet(nn.Module):
 
     width: channels of the first level; each of the `depth` levels adds half of that.
     dropout: rate of spatial dropout before the second convolution of each block.
-    stem: 2 folds 2 x 2 pixels into channels first and unfolds them for the last layers (a quarter
-        of the work); 1 works at full resolution throughout.
+    stem: 2 folds 2 x 2 (x 2) pixels into channels first and unfolds them for the last layers (a
+        quarter of the work, of volumes an eighth); 1 works at full resolution throughout.
+    spacing_mm: per spatial axis; None means alike along all. See `strides_of`.
+    initial: what each output channel starts at.
+    dtype: of the convolutions' and norms' results; parameters and outputs are float32.
     Besides the image it sees each pixel's difference from its neighbours, the fine texture. Skips
-    are added. Any H, W: the input is edge-padded to a multiple of the total stride and cropped
+    are added. Any size: the input is edge-padded to a multiple of the total stride and cropped
     back.
     """
 
@@ -78,83 +63,76 @@ class UNet(nn.Module):
     depth: int = 4
     dropout: float = 0.0
     stem: int = 2
+    spacing_mm: tuple[float, ...] | None = None
+    initial: tuple[float, ...] = mean_and_std().initial
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, images, keys=None):
-        """images (B, H, W, C), keys (B,) or None for no dropout -> (B, H, W, 2) float32.
-
-        Channel 0 is the anomaly logit, channel 1 the raw value of the label's std.
-        """
-        height, width = images.shape[1:3]
-        multiple = self.stem * 2 ** (self.depth - 1)
-        pad = ((0, 0), (0, -height % multiple), (0, -width % multiple), (0, 0))
-        images = jnp.pad(images, pad, mode="edge")
+        """images (B, [D,] H, W, C), keys (B,) or None for no dropout -> (B, [D,] H, W, K)."""
+        sizes = images.shape[1:-1]
+        spatial = len(sizes)
+        kernel, pointwise = (3,) * spatial, (1,) * spatial
+        strides = strides_of(self.spacing_mm or pointwise, self.depth)
+        stem, *downs = strides if self.stem == 2 else [pointwise, *strides[: self.depth - 1]]
+        total = [math.prod(axis) for axis in zip(stem, *downs, strict=True)]
+        images = pad_to_multiple(images, total)
         images = jnp.concatenate([(images - 0.3) / 0.3, local_contrast(images) / 0.1], -1)
         features = [self.width * (level + 2) // 2 for level in range(self.depth)]
         block = 0
 
+        def conv(size, window, **options):
+            return nn.Conv(size, window, dtype=self.dtype, **options)
+
         def residual(x):
             nonlocal block
-            y = nn.Conv(x.shape[-1], (3, 3), use_bias=False)(activate(x))
+            y = conv(x.shape[-1], kernel, use_bias=False)(activate(x, self.dtype))
             if self.dropout and keys is not None:
                 block_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, block)
                 y = drop_channels(y, self.dropout, block_keys)
             block += 1
-            return x + nn.Conv(x.shape[-1], (3, 3), use_bias=False)(activate(y))
+            return x + conv(x.shape[-1], kernel, use_bias=False)(activate(y, self.dtype))
 
-        x = space_to_depth(images) if self.stem == 2 else images
-        x = nn.Conv(features[0], (3, 3), use_bias=False)(x)
+        x = conv(features[0], kernel, use_bias=False)(space_to_depth(images, stem))
         skips = []
         for level, size in enumerate(features):
             if level:
-                x = nn.Conv(size, (1, 1), use_bias=False)(space_to_depth(x))
+                x = conv(size, pointwise, use_bias=False)(space_to_depth(x, downs[level - 1]))
             x = residual(x)
             skips.append(x)
         for level in reversed(range(self.depth - 1)):
             # Narrowing before doubling does the 1x1 convolution on a quarter of the pixels.
-            x = double(nn.Conv(features[level], (1, 1))(activate(x)))
-            x = residual(x + skips[level])
-        x = activate(x)
+            x = conv(features[level], pointwise)(activate(x, self.dtype))
+            x = residual(repeat(x, downs[level]) + skips[level])
+        x = activate(x, self.dtype)
         if self.stem == 2:
             last = max(4, self.width // 3)
-            x = depth_to_space(nn.Conv(4 * last, (1, 1))(x))
-            x = nn.relu(nn.Conv(last, (3, 3))(jnp.concatenate([nn.relu(x), images], -1)))
-        bias = jnp.array([jnp.log(INITIAL_PROBABILITY / (1 - INITIAL_PROBABILITY)), -3.0])
-        head = nn.Conv(2, (1, 1), kernel_init=nn.initializers.zeros, bias_init=lambda *_: bias)
-        return head(x)[:, :height, :width].astype(jnp.float32)
+            x = depth_to_space(conv(math.prod(stem) * last, pointwise)(x), stem)
+            x = jnp.concatenate([nn.relu(x), images.astype(x.dtype)], -1)
+            x = nn.relu(conv(last, kernel)(x))
+        head = nn.Conv(
+            len(self.initial),
+            pointwise,
+            kernel_init=nn.initializers.zeros,
+            bias_init=lambda *_: jnp.array(self.initial),
+        )
+        return crop(head(x.astype(jnp.float32)), sizes)
 
 
-def unet(*, width=24, depth=4, dropout=0.0, stem=2, std_weight=1.0):
-    """A U-Net as a `Localiser`: soft binary target by cross-entropy, label std by regression.
+def unet(
+    *,
+    width=24,
+    depth=4,
+    dropout=0.0,
+    stem=2,
+    spacing_mm=None,
+    head=None,
+    compute_dtype="float32",
+):
+    """A `UNet` as a `Localiser`; images (H, W, C) or volumes (D, H, W, C), as it is initialised.
 
-    The loss is the binary cross-entropy of the logits with the soft label plus `std_weight` times
-    the squared error of the predicted std (softplus) against `label_std`. Samples: draw s is
-    mean + z_s * std, clipped to [0, 1], with z_s the S normal quantiles at (s + 1/2) / S, each on
-    its own dropout mask where dropout is on.
+    head: a `Head`, by default `mean_and_std()`. Other options: see `UNet`.
     """
-    net = UNet(width=width, depth=depth, dropout=dropout, stem=stem)
-
-    def init(key, image):
-        return net.init(key, image[None])
-
-    def loss(variables, key, batch):
-        keys = key if key.ndim else jax.random.split(key, batch.image.shape[0])
-        logit, spread = jnp.split(net.apply(variables, batch.image, keys), 2, axis=-1)
-        bce = optax.sigmoid_binary_cross_entropy(logit, batch.label).mean()
-        std = jnp.square(nn.softplus(spread) - batch.label_std).mean()
-        return bce + std_weight * std, {"bce": bce, "std": std}
-
-    def sample(variables, key, images, num_samples):
-        batch = images.shape[0]
-        if dropout and num_samples > 1:
-            # One tiled forward pass; every image sees the same masks, so batch mates never matter.
-            keys = jnp.repeat(jax.random.split(key, num_samples), batch)
-            outputs = net.apply(variables, jnp.tile(images, (num_samples, 1, 1, 1)), keys)
-            outputs = outputs.reshape(num_samples, *images.shape[:3], 2)
-        else:
-            outputs = net.apply(variables, images)[None]
-        mean, std = nn.sigmoid(outputs[..., :1]), nn.softplus(outputs[..., 1:])
-        z = ndtri((jnp.arange(num_samples) + 0.5) / num_samples)
-        return jnp.clip(mean + z[:, None, None, None, None] * std, 0.0, 1.0)
-
-    return Localiser(init, loss, sample)
+    head = head or mean_and_std()
+    net = UNet(width, depth, dropout, stem, spacing_mm, head.initial, compute_dtype)
+    return deterministic(net, head, dropout=dropout)

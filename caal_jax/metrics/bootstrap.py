@@ -4,6 +4,8 @@ Pixels of one image err together, so an interval over pixels would be far too na
 reduced once to sums (a histogram); a resample is then a weighted sum of those.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from caal_jax.errors import InputError
@@ -45,16 +47,10 @@ def bootstrap_interval(
     Resamples for which the metric is undefined are left out; NaN if all are.
     Paper: Efron and Tibshirani 1993, percentile interval over clusters.
     """
-    statistics = np.asarray(statistics, np.float64)
-    flat = statistics.reshape(len(statistics), -1)
-
-    def values(weights):
-        return metric((weights @ flat).reshape(len(weights), *statistics.shape[1:]))
-
     weights = resample_weights(
-        len(flat), num_resamples=num_resamples, seed=seed, strata=strata, clusters=clusters
+        len(statistics), num_resamples=num_resamples, seed=seed, strata=strata, clusters=clusters
     )
-    return _percentiles(values, weights, level)
+    return _percentiles(_resampled(metric_of_sums(statistics, metric), weights), level)
 
 
 def image_bootstrap_interval(
@@ -65,6 +61,70 @@ def image_bootstrap_interval(
     scores, labels: (N,), one for each image; labels are 0 or 1. metric: maps counts (R, K, 2) to
     values (R,), such as `roc_auc_from_counts`. The rest as in `bootstrap_interval`.
     """
+    values = metric_of_images(scores, labels, metric)
+    weights = resample_weights(
+        len(scores), num_resamples=num_resamples, seed=seed, strata=labels, clusters=clusters
+    )
+    return _percentiles(_resampled(values, weights), level)
+
+
+class Difference(NamedTuple):
+    """Metric of the first run minus that of the second: value, its interval, two-sided p-value."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+
+
+def paired_bootstrap(
+    first, second, metric, *, num_resamples=1000, seed, strata=None, clusters=None, level=0.95
+):
+    """`Difference` of a metric between two runs on the same cases, resampled together.
+
+    first, second: statistics (N, ...) of the runs, in the same order of cases; the rest as in
+    `bootstrap_interval`. p_value: (1 + the rarer sign's resamples) / (1 + resamples), doubled, at
+    most 1; resamples without any difference count for both signs. NaN where it is undefined.
+    """
+    weights = resample_weights(
+        len(first), num_resamples=num_resamples, seed=seed, strata=strata, clusters=clusters
+    )
+    runs = [metric_of_sums(statistics, metric) for statistics in (first, second)]
+    return _difference(*runs, weights, level)
+
+
+def paired_image_bootstrap(
+    first, second, labels, metric, *, num_resamples=1000, seed, clusters=None, level=0.95
+):
+    """`paired_bootstrap` of a ranking metric of images, stratified by their label.
+
+    first, second: (N,) scores of the runs; the rest as in `image_bootstrap_interval`.
+    """
+    runs = [metric_of_images(scores, labels, metric) for scores in (first, second)]
+    weights = resample_weights(
+        len(labels), num_resamples=num_resamples, seed=seed, strata=labels, clusters=clusters
+    )
+    return _difference(*runs, weights, level)
+
+
+def _difference(first, second, weights, level):
+    everyone = np.ones((1, weights.shape[1]))
+    value = float((first(everyone) - second(everyone))[0])
+    drawn = _resampled(lambda part: first(part) - second(part), weights)
+    rarer = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
+    p_value = min(1.0, 2 * (1 + rarer) / (1 + drawn.size)) if drawn.size else float("nan")
+    return Difference(value, *_percentiles(drawn, level), p_value)
+
+
+def metric_of_sums(statistics, metric):
+    """weights (R, N) -> the metric of the weighted sums of statistics (N, ...): (R,)."""
+    statistics = np.asarray(statistics, np.float64)
+    flat = statistics.reshape(len(statistics), -1)
+    return lambda weights: metric((weights @ flat).reshape(len(weights), *statistics.shape[1:]))
+
+
+def metric_of_images(scores, labels, metric):
+    """weights (R, N) -> the metric of images drawn so often: (R,)."""
     scores, labels = check_scores("scores", scores), check_binary("labels", labels)
     check_same_shape("scores", scores, "labels", labels)
     if scores.ndim != 1 or not scores.size:
@@ -82,16 +142,16 @@ def image_bootstrap_interval(
         by_class = weights[:, None, order] * sides
         return metric(np.moveaxis(np.add.reduceat(by_class, first, axis=-1), 1, -1))
 
-    weights = resample_weights(
-        len(scores), num_resamples=num_resamples, seed=seed, strata=labels, clusters=clusters
-    )
-    return _percentiles(values, weights, level)
+    return values
 
 
-def _percentiles(values, weights, level):
+def _resampled(values, weights):
     # A few resamples at a time: the summed histograms of all would not fit the cache.
-    values = np.concatenate([values(weights[i : i + 50]) for i in range(0, len(weights), 50)])
-    values = values[~np.isnan(values)]
+    drawn = np.concatenate([values(weights[i : i + 50]) for i in range(0, len(weights), 50)])
+    return drawn[~np.isnan(drawn)]
+
+
+def _percentiles(values, level):
     if not values.size:
         return float("nan"), float("nan")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])

@@ -5,8 +5,15 @@ from scipy.special import digamma
 
 from caal_jax.metrics.calibration import (
     PROBABILITY_FLOOR,
+    brier_parts_from_statistics,
+    class_wise_calibration_error_from_statistics,
+    decision_calibration_error_from_statistics,
     expected_calibration_error_from_statistics,
+    lesion_calibration_error_from_statistics,
+    maximum_calibration_error_from_statistics,
     reliability_from_statistics,
+    rms_calibration_error_from_statistics,
+    with_remainder,
 )
 from caal_jax.metrics.inputs import check_same_shape, check_unit_interval, chunks
 from caal_jax.metrics.ranking import (
@@ -31,7 +38,8 @@ class ScoreHistogram:
     exact where no bin holds both classes; `bounds` gives the interval in which the exact values
     of the data seen so far must lie. Brier score and NLL are exact. The expected calibration
     error (num_bins=15) is off by at most twice the share of scores in fine bins that an edge
-    k/15 cuts or touches.
+    k/15 cuts or touches; with equal mass, in fine bins that one of its edges cuts. The lesion's is
+    off by at most the width of a fine bin.
 
     Labels may be soft (in [0, 1]): a score then counts as positive by its label's share.
     """
@@ -119,11 +127,45 @@ class ScoreHistogram:
         dice = np.append(dice_from_counts(self.statistics), 0.0)
         return float(dice[int(np.clip(np.ceil(threshold * self.num_bins), 0, self.num_bins))])
 
-    def expected_calibration_error(self, num_bins=15):
-        return float(expected_calibration_error_from_statistics(self.statistics, num_bins))
+    def expected_calibration_error(self, num_bins=15, *, equal_mass=False):
+        return float(
+            expected_calibration_error_from_statistics(
+                self.statistics, num_bins, equal_mass=equal_mass
+            )
+        )
+
+    def maximum_calibration_error(self, num_bins=15, *, equal_mass=False):
+        return float(
+            maximum_calibration_error_from_statistics(
+                self.statistics, num_bins, equal_mass=equal_mass
+            )
+        )
+
+    def rms_calibration_error(self, num_bins=15, *, equal_mass=False, debiased=False):
+        return float(
+            rms_calibration_error_from_statistics(
+                self.statistics, num_bins, equal_mass=equal_mass, debiased=debiased
+            )
+        )
+
+    def class_wise_calibration_error(self, num_bins=15):
+        """Mean of the ECE of p for the anomalous and of 1 - p for the healthy class."""
+        return float(class_wise_calibration_error_from_statistics(self.statistics, num_bins))
+
+    def decision_calibration_error(self, num_bins=15):
+        return float(decision_calibration_error_from_statistics(self.statistics, num_bins))
+
+    def lesion_calibration_error(self):
+        """Mean of 1 - score over the positives, the ECE of those alone; NaN without any."""
+        return float(lesion_calibration_error_from_statistics(self.statistics))
 
     def brier_score(self):
         return self._mean_loss(0)
+
+    def brier_decomposition(self, num_bins=15):
+        """`BrierParts` over equal-width bins, of hard labels."""
+        parts = map(float, brier_parts_from_statistics(self.statistics, num_bins))
+        return with_remainder(*parts, self.brier_score())
 
     def negative_log_likelihood(self):
         return self._mean_loss(1)
@@ -151,12 +193,12 @@ class ScoreHistogram:
         false, true = np.cumsum(self.statistics[used, :2], axis=0).T
         return false, true, used / self.num_bins
 
-    def reliability(self, num_bins=15):
-        """Mean score, mean label and weight (num_bins,) each, of equal bins of the score.
+    def reliability(self, num_bins=15, *, equal_mass=False):
+        """Mean score, mean label and weight (num_bins,) each, of bins of equal width or weight.
 
         Empty bins are NaN with weight 0.
         """
-        return reliability_from_statistics(self.statistics, num_bins)
+        return reliability_from_statistics(self.statistics, num_bins, equal_mass=equal_mass)
 
     def bounds(self):
         """Intervals (low, high) that must hold the exact values for hard labels.

@@ -54,15 +54,38 @@ def aupro(maps, masks, fpr_limit=0.3):
     interpolated at the limit. NaN without components or without normal pixels.
     Paper: Bergmann et al. 2021 (doi:10.1007/s11263-020-01400-4). Reference: MVTec's evaluation.
     """
+    pairs = list(check_maps(maps, masks))
+    cut = _below_limit(pairs, fpr_limit)
     scores, labels, weights = [np.empty(0, np.float32)], [np.empty(0, bool)], [np.empty(0)]
-    for scores_one, mask in check_maps(maps, masks):
-        scores.append(scores_one.ravel())
-        labels.append(mask.ravel())
+    for one, mask in pairs:
+        # `compress` takes a fifth of the time of a boolean index.
+        kept = ((one >= cut) | mask).ravel()
+        scores.append(np.compress(kept, one))
+        labels.append(np.compress(kept, mask))
         weights.append(region_weights(mask))
+    labels = np.concatenate(labels)
     counts, _ = rank_counts(
-        np.concatenate(scores), np.concatenate(labels), positive_weights=np.concatenate(weights)
+        np.concatenate(scores), labels, positive_weights=np.concatenate(weights)
     )
+    left_out = sum(mask.size for _, mask in pairs) - labels.size
+    counts = np.concatenate([[[left_out, 0.0]], counts])
     return float(aupro_from_counts(counts, fpr_limit))
+
+
+def _below_limit(pairs, fpr_limit):
+    """A score at which the false positive rate is surely past the limit, or -inf.
+
+    Normal pixels under it cannot matter for the area, and sorting them is what takes the time.
+    """
+    sample = [one.ravel()[::8][~mask.ravel()[::8]] for one, mask in pairs]
+    sample = np.concatenate([np.empty(0, np.float32), *sample])
+    rank = int(sample.size * (1 - fpr_limit - 0.01))
+    if rank <= 0:
+        return -np.inf
+    cut = np.partition(sample, rank)[rank]
+    normal = sum(np.count_nonzero(~mask) for _, mask in pairs)
+    above = sum(np.count_nonzero((one >= cut) & ~mask) for one, mask in pairs)
+    return cut if above > fpr_limit * normal else -np.inf
 
 
 class RegionHistogram:
@@ -147,6 +170,39 @@ def aupimo(maps, masks, *, fpr_bounds=(1e-5, 1e-4), num_thresholds=300_000):
             recall = _share_at_or_above(scores[mask], thresholds[kept])[::-1]
             area = np.trapezoid(recall, log_fpr) / np.log(fpr_bounds[1] / fpr_bounds[0])
             result[index] = np.clip(area, 0, 1)
+    return result
+
+
+def aupimo_from_counts(counts, *, fpr_bounds=(1e-5, 1e-4), share=0.5):
+    """`aupimo` of binned counts (N, K, 2+), one row for each image: (N,), NaN for normal images.
+
+    The streaming twin: thresholds are the edges of the bins, where rates are exact, so all error
+    comes from between them. share: the height between two edges at which the curve is counted,
+    0.5 for the straight line in ln FPR; 0 and 1 give the interval that must hold the area under
+    the exact curve. All NaN without a normal image, or if the rates at the edges, zero left out,
+    do not enclose the bounds.
+    """
+    counts = np.asarray(counts, np.float64)[..., :2]
+    false, true = np.moveaxis(np.cumsum(counts[:, ::-1], axis=1), -1, 0)
+    abnormal = true[:, -1] > 0
+    result = np.full(len(counts), np.nan)
+    if abnormal.all():
+        return result
+    fpr = np.mean(false[~abnormal] / false[~abnormal, -1:], axis=0)
+    kept = fpr > 0
+    fpr = fpr[kept]
+    if fpr[0] > fpr_bounds[0] or fpr[-1] < fpr_bounds[1]:
+        return result
+    recall = true[abnormal][:, kept] / true[abnormal, -1:]
+    start, stop = np.log(fpr[:-1]), np.log(fpr[1:])
+    lower, upper = np.log(fpr_bounds)
+    left, right = np.clip(start, lower, upper), np.clip(stop, lower, upper)
+    if share == 0.5:
+        # A segment that a bound cuts counts at the middle of what is left of its straight line.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = np.where(stop > start, ((left + right) / 2 - start) / (stop - start), 0.0)
+    area = np.sum((right - left) * (recall[:, :-1] + share * np.diff(recall, axis=1)), axis=1)
+    result[abnormal] = area / (upper - lower)
     return result
 
 

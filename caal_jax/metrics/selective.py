@@ -10,7 +10,11 @@ from caal_jax.metrics.inputs import (
     check_unit_interval,
     chunks,
 )
-from caal_jax.metrics.ranking import roc_auc, roc_auc_from_counts
+from caal_jax.metrics.ranking import (
+    average_precision_from_counts,
+    roc_auc,
+    roc_auc_from_counts,
+)
 
 
 def aurc(losses, uncertainty):
@@ -37,6 +41,18 @@ def excess_aurc(losses, uncertainty):
     return aurc(losses, uncertainty) - aurc(losses, losses)
 
 
+def risk_at_coverage(losses, uncertainty, coverage):
+    """Mean loss of the surest ceil(coverage * n) items; other arguments as for `aurc`.
+
+    coverage: in (0, 1]. Of equally uncertain items that the limit cuts, each counts their mean
+    loss. NaN without items.
+    """
+    losses, uncertainty = _check(losses, uncertainty)
+    _, block, items = np.unique(uncertainty, return_inverse=True, return_counts=True)
+    sums = np.bincount(block, losses, minlength=items.size)
+    return float(risk_at_coverage_from_statistics(np.stack([items, sums], -1), coverage))
+
+
 def error_auroc(uncertainty, errors):
     """AUROC of uncertainty as a detector of errors; NaN if all or no items are errors.
 
@@ -54,6 +70,45 @@ def aurc_from_statistics(statistics):
         # The sum over j = 1 .. items of (before_loss + j mean) / (before + j), in closed form.
         area = losses + (before_loss - before * mean) * _harmonic(before, items)
         return (np.sum(area, -1) / np.sum(items, -1))[()]
+
+
+def best_aurc_from_statistics(statistics):
+    """The smallest AURC there can be for statistics (..., K, 2) of losses that are 0 or 1."""
+    items, errors = np.moveaxis(np.asarray(statistics, np.float64).sum(-2), -1, 0)
+    right = np.stack([items - errors, np.zeros_like(errors)], -1)
+    # Every right item before the first wrong one.
+    return aurc_from_statistics(np.stack([right, np.stack([errors, errors], -1)], -2))
+
+
+def excess_aurc_from_statistics(statistics):
+    """`excess_aurc` of statistics (..., K, 2) of losses that are 0 or 1."""
+    return aurc_from_statistics(statistics) - best_aurc_from_statistics(statistics)
+
+
+def risk_at_coverage_from_statistics(statistics, coverage):
+    """`risk_at_coverage` of statistics (..., K, 2), items and summed losses."""
+    items, losses = np.moveaxis(np.asarray(statistics, np.float64), -1, 0)
+    # The tolerance forgives the rounding of a product: 0.07 of 100 items are 7.
+    wanted = np.ceil(coverage * items.sum(-1, keepdims=True) - 1e-9)
+    before = np.cumsum(items, -1) - items
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(items > 0, losses / items, 0.0)
+        return (np.sum(np.clip(wanted - before, 0, items) * mean, -1) / wanted[..., 0])[()]
+
+
+def error_auroc_from_statistics(statistics):
+    """`error_auroc` of statistics (..., K, 2) of losses that are 0 or 1."""
+    return roc_auc_from_counts(_error_counts(statistics))
+
+
+def error_average_precision_from_statistics(statistics):
+    """Average precision of uncertainty as a detector of errors, which are the losses 0 or 1."""
+    return average_precision_from_counts(_error_counts(statistics))
+
+
+def _error_counts(statistics):
+    items, errors = np.moveaxis(np.asarray(statistics, np.float64), -1, 0)
+    return np.stack([items - errors, errors], axis=-1)
 
 
 def _harmonic(start, length):
@@ -119,10 +174,20 @@ class RiskHistogram:
         slack = stray.sum() / items.sum()
         return self.aurc() - slack, self.aurc() + slack
 
+    def excess_aurc(self):
+        """AURC minus the smallest one possible; the losses have to be errors, 0 or 1."""
+        return float(excess_aurc_from_statistics(self.statistics))
+
+    def risk_at_coverage(self, coverage):
+        return float(risk_at_coverage_from_statistics(self.statistics, coverage))
+
     def error_auroc(self):
         """AUROC of uncertainty as a detector of errors; the losses have to be errors, 0 or 1."""
-        items, errors = self.statistics.T
-        return float(roc_auc_from_counts(np.stack([items - errors, errors], axis=-1)))
+        return float(error_auroc_from_statistics(self.statistics))
+
+    def error_average_precision(self):
+        """The same as an average precision."""
+        return float(error_average_precision_from_statistics(self.statistics))
 
     def risk_coverage_curve(self):
         """Coverage and risk (K,) each: share of items kept, surest first, and their mean loss."""

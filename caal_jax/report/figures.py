@@ -125,6 +125,62 @@ def draw_plot(plot, data, stamp):
         return to_svg(figure)
 
 
+# After Okabe and Ito; the line styles tell the runs apart in grey print as well.
+RUN_COLOURS = (BLUE, VERMILION, "#009e73", "#cc79a7", "#b8860b", "#56b4e9")
+RUN_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+OVERLAID = {
+    "precision_recall": ("recall", "precision", "Recall", "Precision"),
+    "roc": (
+        "false_positive_rate",
+        "true_positive_rate",
+        "False positive rate",
+        "True positive rate",
+    ),
+    "froc": (
+        "false_positives",
+        "sensitivity",
+        "False finds per case",
+        "Share of the anomalies hit",
+    ),
+    "reliability": ("confidence", "accuracy", "Predicted probability", "Observed share"),
+    "risk_coverage": ("coverage", "risk", "Coverage", "Risk"),
+}
+
+
+def draw_overlaid(plot, curves, stamp):
+    """One kind of curve of several runs, {run: curve or None}, as SVG bytes; None where no run has
+    it. Bands only for two runs: more would hide each other."""
+    if plot.name not in OVERLAID:
+        return None
+    x, y, xlabel, ylabel = OVERLAID[plot.name]
+    found = {run: _columns(curve or {}, x, y) for run, curve in curves.items()}
+    if all(points is None for points in found.values()):
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure((4.6, 3.6), layout="constrained")
+        axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+        if plot.name == "reliability":
+            axes.plot([0, 1], [0, 1], color=GREY, linewidth=1)
+        for place, (run, points) in enumerate(found.items()):
+            if points is None:
+                continue
+            if len(found) == 2:
+                _draw_band(axes, curves[run].get("band"), color=RUN_COLOURS[place], alpha=0.15)
+            # Matplotlib hides labels that start with an underscore and reads dollars as formulas.
+            label = figure_text(run if len(run) <= 24 else f"{run[:21]}...").replace("$", r"\$")
+            axes.plot(
+                *points,
+                color=RUN_COLOURS[place],
+                linestyle=RUN_LINES[place],
+                label=f"\u200a{label}",
+            )
+        axes.set_ylim(bottom=0)
+        _legend_above(figure)
+        figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))
+        stamp_figure(figure, stamp)
+        return to_svg(figure)
+
+
 def _columns(curve, *names):
     """Arrays of one length, without the points where any is not finite; None if none is left."""
     if any(curve.get(name) is None for name in names):
@@ -163,11 +219,49 @@ def _training_curve(figure, history):
     return True
 
 
+def _draw_band(axes, band, **options):
+    """Shades between the "low" and "high" of {"x", "low", "high"} where both are known."""
+    if not band:
+        return
+    x, low, high = (np.array(band[name], np.float64) for name in ("x", "low", "high"))
+    known = np.isfinite(low) & np.isfinite(high)
+    if known.any():
+        options = {"color": BLUE, "alpha": 0.18, "linewidth": 0} | options
+        axes.fill_between(x[known], low[known], high[known], **options)
+
+
+def _roc(figure, curve):
+    points = _columns(curve, "false_positive_rate", "true_positive_rate")
+    if points is None:
+        return False
+    axes = _unit_axes(figure, "False positive rate", "True positive rate")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="By chance")
+    _draw_band(axes, curve.get("band"), label="95% band")
+    axes.plot(*points, color=BLUE, label="This run")
+    _legend_above(figure)
+    return True
+
+
+def _froc(figure, curve):
+    points = _columns(curve, "false_positives", "sensitivity")
+    if points is None:
+        return False
+    axes = figure.add_subplot(
+        xlabel="False finds per case", ylabel="Share of the anomalies hit", ylim=(0, 1.02)
+    )
+    _draw_band(axes, curve.get("band"), label="95% band")
+    axes.plot(*points, color=BLUE, drawstyle="steps-post", label="This run")
+    axes.set_xlim(0, min(points[0].max(), 10) or 1)
+    _legend_above(figure)
+    return True
+
+
 def _precision_recall(figure, curve):
     points = _columns(curve, "recall", "precision")
     if points is None:
         return False
     axes = _unit_axes(figure, "Recall (share of abnormal pixels found)", "Precision")
+    _draw_band(axes, curve.get("band"), label="95% band")
     axes.plot(*points, color=BLUE, drawstyle="steps-post", label="This run")
     prevalence = curve.get("prevalence")
     if prevalence is not None:
@@ -185,6 +279,9 @@ def _reliability(figure, curve):
     grid = figure.add_gridspec(2, 1, height_ratios=(4, 1))
     axes = figure.add_subplot(grid[0], ylabel="Observed share", xlim=(0, 1), ylim=(0, 1.02))
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="Perfectly calibrated")
+    ends = _columns(curve, "confidence", "low", "high")
+    if ends is not None:
+        axes.vlines(*ends, color=BLUE, alpha=0.4, linewidth=3, label="95% interval")
     axes.plot(confidence, accuracy, color=BLUE, marker="o", markersize=4, label="This run")
     axes.tick_params(labelbottom=False)
     below = figure.add_subplot(grid[1], xlim=(0, 1), xlabel="Predicted probability", yscale="log")
@@ -200,7 +297,8 @@ def _risk_coverage(figure, curve):
         return False
     labels = "Coverage (share kept, the most certain first)", "Risk (mean error of the kept)"
     axes = figure.add_subplot(xlabel=labels[0], ylabel=labels[1], xlim=(0, 1))
-    axes.plot(*points, color=BLUE, label="This run's uncertainty")
+    _draw_band(axes, curve.get("band"), label="95% band")
+    axes.plot(*points, color=BLUE, label="This run")
     bounds = {"random": ("Random order", "--", GREY), "oracle": ("Perfect order", ":", VERMILION)}
     for name, (label, line, colour) in bounds.items():
         bound = _columns(curve, "coverage", name)
@@ -213,8 +311,8 @@ def _risk_coverage(figure, curve):
 
 def _score_distribution(figure, scores):
     groups = {
-        "Normal": (_columns(scores, "normal"), BLUE, "-"),
-        "Abnormal": (_columns(scores, "abnormal"), VERMILION, "--"),
+        "Normal": (_columns(scores, "normal"), BLUE, "-", 0.4),
+        "Abnormal": (_columns(scores, "abnormal"), VERMILION, "--", 0.6),
     }
     groups = {label: group for label, group in groups.items() if group[0] is not None}
     if not groups:
@@ -222,15 +320,26 @@ def _score_distribution(figure, scores):
     values = np.concatenate([group[0].ravel() for group in groups.values()])
     bins = np.histogram_bin_edges(values, bins=min(30, max(5, len(values) // 4)))
     axes = figure.add_subplot(xlabel="Image score", ylabel="Share of the group")
-    for label, (found, colour, line) in groups.items():
+    for label, (found, colour, line, place) in groups.items():
         shares = np.histogram(found, bins)[0] / found.size
         options = {"color": colour, "linestyle": line, "linewidth": 1.5}
         axes.stairs(shares, bins, **options, label=f"{label} ({found.size})")
         axes.stairs(shares, bins, color=colour, alpha=0.2, fill=True)
+        low, high = _wilson(shares, found.size)
+        axes.vlines(bins[:-1] + place * np.diff(bins), low, high, color=colour, linewidth=1)
     if scores.get("threshold") is not None:
         axes.axvline(scores["threshold"], color=INK, linestyle=":", label="Threshold")
     _legend_above(figure)
     return True
+
+
+def _wilson(share, count):
+    """The 95% interval (low, high) of shares of `count` cases (Wilson 1927)."""
+    z = 1.96
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    spread = np.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) * z
+    spread = spread / (1 + z**2 / count)
+    return np.maximum(centre - spread, 0), centre + spread
 
 
 def _legend_above(figure):
@@ -253,10 +362,25 @@ PLOTS = (
         _precision_recall,
     ),
     Plot(
+        "roc",
+        "ROC",
+        "Of the abnormal pixels, how many are found as more of the normal ones are marked by"
+        " mistake. Where anomalies are rare this curve flatters: read it beside precision.",
+        "pixel.auroc",
+        _roc,
+    ),
+    Plot(
+        "froc",
+        "FROC",
+        "Of the single anomalies, how many are hit, and how many false finds each case has.",
+        "object.froc",
+        _froc,
+    ),
+    Plot(
         "score_distribution",
         "Image scores",
         "The less the two groups overlap, the better images can be told apart. The threshold was"
-        " chosen without these images.",
+        " chosen without these images. Upright lines are 95% intervals.",
         "image.auroc",
         _score_distribution,
     ),

@@ -14,12 +14,14 @@ from matplotlib.colors import Normalize
 from caal_jax.errors import InputError
 from caal_jax.files import write_bytes
 from caal_jax.report.figures import INK, figure_text, new_figure, stamp_figure, to_png
+from caal_jax.report.sprites import Sprites, decoded
 
 # Perceptually even and safe for colour-blind readers; two of them, so that nobody takes
 # uncertainty for anomaly.
 ANOMALY_COLOURS, UNCERTAINTY_COLOURS = "inferno", "viridis"
 OUTLINE_RGB = (255, 176, 0)
 TILE_PX = 288
+THUMBNAIL_PX, PICTURE_PX = 96, 192
 # The fixed upper end of the uncertainty colours where no common scale is given, for pictures that
 # are written one by one. Mutual information (nats) and standard deviation rarely go beyond it.
 UNCERTAINTY_LIMIT = 0.2
@@ -30,11 +32,11 @@ class GalleryItem:
     """One case picture: 2-D arrays of one slice.
 
     label: 1 abnormal, 0 normal, None unknown. score: image-level anomaly score; probability: the
-    calibrated probability of being abnormal, or None. verdict: "normal", "abnormal", "abstain".
-    uncertainty: of the image score.
-    image: (H, W) or (H, W, 3) float in [0, 1]. truth: bool (H, W) or None.
+    calibrated probability of being abnormal, or None. verdict: "normal", "abnormal", "abstain", or
+    "" where none was given. uncertainty: of the image score, or None.
+    image: (H, W) or (H, W, 3) float in [0, 1], or None. truth: bool (H, W) or None.
     anomaly_map: (H, W) in [0, 1], calibrated. uncertainty_map: (H, W) >= 0, mutual information or
-    standard deviation. slice_text: "slice 31 of 64"; why: "best", "worst", "random".
+    standard deviation, or None. slice_text: "slice 31 of 64"; why: "best", "worst", "random".
     Raises: InputError for arrays of another shape or range.
     """
 
@@ -44,11 +46,11 @@ class GalleryItem:
     score: float
     probability: float | None
     verdict: str
-    uncertainty: float
-    image: np.ndarray
+    uncertainty: float | None
+    image: np.ndarray | None
     truth: np.ndarray | None
     anomaly_map: np.ndarray
-    uncertainty_map: np.ndarray
+    uncertainty_map: np.ndarray | None
     slice_text: str = ""
     why: str = ""
 
@@ -66,6 +68,8 @@ class GalleryItem:
                 expected = " or ".join(map(str, shapes))
                 self._require(array.shape in shapes, name, array.shape, expected)
         for name, high in {"image": 1, "anomaly_map": 1, "uncertainty_map": math.inf}.items():
+            if getattr(self, name) is None:
+                continue
             low_value, high_value = getattr(self, name).min(), getattr(self, name).max()
             # A comparison with NaN is false, so this refuses NaN as well.
             inside = low_value >= -1e-6 and high_value <= high + 1e-6 and high_value < math.inf
@@ -82,6 +86,61 @@ class GalleryItem:
             )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Card:
+    """One scored case of the gallery of all cases; the fields as in `GalleryItem`.
+
+    error: how far the case is from what its label asks for, in [0, 1], or None.
+    """
+
+    case_id: str
+    kind: str
+    label: int | None
+    score: float
+    probability: float | None
+    verdict: str
+    uncertainty: float | None
+    error: float | None
+    sprites: Sprites
+
+
+def gallery_item(card, why=""):
+    """The telling slice of a `Card` as a `GalleryItem`."""
+    sprites, layers = card.sprites, decoded(card.sprites.key)
+    return GalleryItem(
+        case_id=card.case_id,
+        kind=card.kind,
+        label=card.label,
+        score=card.score,
+        probability=card.probability,
+        verdict=card.verdict,
+        uncertainty=card.uncertainty,
+        image=layers.image,
+        truth=layers.truth,
+        anomaly_map=layers.anomaly,
+        uncertainty_map=layers.uncertainty,
+        slice_text=slice_text(sprites.key_slice, sprites.depth),
+        why=why,
+    )
+
+
+def slice_text(number, depth):
+    """ "slice 31 of 64" for slice number 30; "" for single images."""
+    return f"slice {number + 1} of {depth}" if depth > 1 else ""
+
+
+def outcome_of(case):
+    """How the verdict of a `Card` or `GalleryItem` relates to the truth, in words."""
+    truth = {0: "normal", 1: "abnormal"}.get(case.label)
+    if truth is None:
+        return "truth unknown"
+    if not case.verdict:
+        return f"truly {truth}"
+    if case.verdict not in ("normal", "abnormal"):
+        return f"no decision; truly {truth}"
+    return "correct" if case.verdict == truth else f"wrong: truly {truth}"
+
+
 class Panel(NamedTuple):
     """One picture. rgb: uint8 (h, w, 3). Where it has a colour bar: colours, the value of the last
     colour, and that value as text."""
@@ -93,10 +152,10 @@ class Panel(NamedTuple):
     high: str = ""
 
 
-def uncertainty_limit(items):
+def uncertainty_limit(peaks):
     """The common upper end of the uncertainty colours: 1, 2 or 5 times a power of ten, at or above
-    the 99.9th percentile of every map."""
-    peak = max((np.quantile(item.uncertainty_map, 0.999) for item in items), default=0.0)
+    every one of `peaks`, high percentiles of the maps."""
+    peak = max(peaks, default=0.0)
     if peak <= 0:
         return UNCERTAINTY_LIMIT
     power = 10.0 ** math.floor(math.log10(peak))
@@ -105,22 +164,28 @@ def uncertainty_limit(items):
 
 
 def panels_of(item, limit):
-    """The panels of a case; the one with the truth only where there is a truth.
+    """The panels of a case; the one with the truth only where there is a truth, else an overlay.
 
     limit: uncertainty shown in the last colour.
     """
-    size = _tile_size(item.image.shape[:2])
-    image = _resized(item.image.astype(np.float32), size)
-    grey = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
-    rgb = grey if grey.ndim == 3 else np.repeat(grey[..., None], 3, axis=-1)
-    panels = [Panel("Image", rgb)]
+    size = _tile_size(item.anomaly_map.shape)
+    panels = []
+    rgb = np.zeros((*size, 3), np.uint8)
+    if item.image is not None:
+        image = _resized(item.image.astype(np.float32), size)
+        grey = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
+        rgb = grey if grey.ndim == 3 else np.repeat(grey[..., None], 3, axis=-1)
+        panels.append(Panel("Image", rgb))
     if item.truth is not None:
         title = "Truth outlined" if item.truth.any() else "Truth: nothing here"
         panels.append(Panel(title, outlined(rgb, item.truth)))
+    elif item.image is not None:
+        panels.append(Panel("Overlay", overlaid(rgb, _resized(item.anomaly_map, size))))
     anomaly = coloured(_resized(item.anomaly_map, size), ANOMALY_COLOURS, 1.0)
     panels.append(Panel("Anomaly map", anomaly, ANOMALY_COLOURS, 1.0, "1"))
-    doubt = coloured(_resized(item.uncertainty_map, size), UNCERTAINTY_COLOURS, limit)
-    panels.append(Panel("Uncertainty", doubt, UNCERTAINTY_COLOURS, limit, f"≥ {limit:g}"))
+    if item.uncertainty_map is not None:
+        doubt = coloured(_resized(item.uncertainty_map, size), UNCERTAINTY_COLOURS, limit)
+        panels.append(Panel("Uncertainty", doubt, UNCERTAINTY_COLOURS, limit, f"≥ {limit:g}"))
     return panels
 
 
@@ -128,6 +193,13 @@ def coloured(values, colours, limit):
     """(H, W) values in [0, limit] -> (H, W, 3) uint8; values above the limit get its colour."""
     lookup = matplotlib.colormaps[colours](np.arange(256), bytes=True)[:, :3]
     return lookup[np.round(255 * np.clip(values / limit, 0, 1)).astype(np.uint8)]
+
+
+def overlaid(rgb, anomaly):
+    """Lays an anomaly map (H, W) in [0, 1] over a picture, the more see-through the lower it is."""
+    alpha = 0.85 * np.minimum(1, 2 * np.clip(anomaly, 0, 1))[..., None]
+    colours = coloured(anomaly, ANOMALY_COLOURS, 1.0)
+    return np.uint8(np.round(rgb + alpha * (np.float32(colours) - rgb)))
 
 
 def outlined(rgb, truth):
@@ -141,6 +213,47 @@ def outlined(rgb, truth):
     picture[(halo > 0) & (ring == 0)] = 0
     picture[(ring > 0) & (inside == 0)] = OUTLINE_RGB
     return picture
+
+
+def thumbnail(card):
+    """A small JPEG of the telling slice of a `Card`: image beside anomaly map, uint8 bytes."""
+    tiles = [_anomaly_tile(card, THUMBNAIL_PX)]
+    if card.sprites.key.image is not None:
+        tiles.insert(0, _image_tile(card, THUMBNAIL_PX))
+    return _jpeg(np.concatenate(tiles, axis=1))
+
+
+def image_picture(card):
+    """The telling slice of a `Card` with the truth outlined, a JPEG, uint8 bytes; None without an
+    image."""
+    return None if card.sprites.key.image is None else _jpeg(_image_tile(card, PICTURE_PX))
+
+
+def anomaly_picture(card):
+    """The anomaly map of the telling slice of a `Card`, a JPEG, uint8 bytes."""
+    return _jpeg(_anomaly_tile(card, PICTURE_PX))
+
+
+def _image_tile(card, longest):
+    layers = decoded(card.sprites.key)
+    grey = np.uint8(255 * np.clip(_resized(layers.image, _size(layers, longest)), 0, 1))
+    rgb = grey if grey.ndim == 3 else np.repeat(grey[..., None], 3, axis=-1)
+    return rgb if layers.truth is None else outlined(rgb, layers.truth)
+
+
+def _anomaly_tile(card, longest):
+    layers = decoded(card.sprites.key)
+    return coloured(_resized(layers.anomaly, _size(layers, longest)), ANOMALY_COLOURS, 1.0)
+
+
+def _size(layers, longest):
+    shape = layers.anomaly.shape
+    return tuple(max(1, round(side * longest / max(shape))) for side in shape)
+
+
+def _jpeg(rgb):
+    picture = np.ascontiguousarray(rgb[..., ::-1])
+    return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 75])[1].ravel()
 
 
 def stamped(rgb, stamp):
@@ -220,10 +333,11 @@ def _headline(item):
     detail = [f"score {item.score:.3f}"]
     if item.probability is not None:
         detail.append(f"probability {item.probability:.2f}")
-    detail.append(f"uncertainty {item.uncertainty:.3f}")
+    if item.uncertainty is not None:
+        detail.append(f"uncertainty {item.uncertainty:.3f}")
     if item.slice_text:
         detail.append(item.slice_text)
-    return f"{item.verdict.upper()}: {name}", ", ".join(detail)
+    return f"{item.verdict.upper()}: {name}" if item.verdict else name, ", ".join(detail)
 
 
 def _tile_size(shape):

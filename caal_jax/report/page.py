@@ -1,22 +1,32 @@
-"""report.html: one file that opens offline, runs no script and loads nothing."""
+"""report.html: one file that opens offline, loads nothing and runs no script but its own."""
 
+import base64
+import hashlib
 import importlib.resources
 from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from caal_jax.files import write_bytes
 from caal_jax.report import tables
 from caal_jax.report.figures import PLOTS, draw_plot, inline_svg
 from caal_jax.report.gallery import (
+    ANOMALY_COLOURS,
+    OUTLINE_RGB,
+    UNCERTAINTY_COLOURS,
     colour_bar,
+    coloured,
+    outcome_of,
     panels_of,
     png_data_uri,
     stamped,
+    thumbnail,
     uncertainty_limit,
 )
+from caal_jax.report.sprites import UNCERTAINTY_MAX, data_uri
 
 # The numbers a reader should meet first: where, which image, how honest, how self-aware.
 HEADLINES = (
@@ -31,6 +41,7 @@ GROUPS = {
     "random": ("Random cases", "Drawn without looking at the result: what to expect."),
 }
 FEW_CASES = 30
+MAX_CARDS = 200  # with their pictures the page stays below 20 MB
 
 
 class Drawn(NamedTuple):
@@ -47,7 +58,14 @@ class Case(NamedTuple):
     outcome: str
 
 
-def write_report(workdir, *, results, curves, history, gallery):
+class CardOnPage(NamedTuple):
+    card: object
+    thumbnail: str
+    outcome: str
+    tags: str
+
+
+def write_report(workdir, *, results, curves, history, gallery, cards=()):
     """Writes `report.html` and `figures/*.svg` into `workdir`; returns the path of the page.
 
     results: the dict of metrics.json: groups of metrics ("pixel", "image", "confidence", ...),
@@ -55,11 +73,15 @@ def write_report(workdir, *, results, curves, history, gallery):
         results["undefined"]["pixel.ap"]; tables "by_kind" (any "by_...") and "bars"; facts "data",
         "threshold", "calibration", "run". Every part may be missing; unknown metrics are shown
         under their own name.
-    curves: "precision_recall" {recall, precision, prevalence}, "reliability" {confidence,
-        accuracy, count}, "risk_coverage" {coverage, risk, random, oracle}, "score_distribution"
-        {normal, abnormal, threshold}; the page says why one is missing.
+    curves: "precision_recall" {recall, precision, prevalence}, "roc" {false_positive_rate,
+        true_positive_rate}, "froc" {false_positives, sensitivity}, "reliability" {confidence,
+        accuracy, count, low, high}, "risk_coverage" {coverage, risk, random, oracle},
+        "score_distribution" {normal, abnormal, threshold}; most may hold a "band" {x, low, high};
+        the page says why one is missing.
     history: the dicts of metrics.jsonl: step, loss (one per member), maybe validation_loss.
-    gallery: `GalleryItem`s, shown by their `why`; their uncertainty maps share one colour scale.
+    gallery: `GalleryItem`s, shown by their `why`. cards: `Card`s of all cases, to be sorted and
+        looked through slice by slice; of more than MAX_CARDS the worst and a random share are
+        shown. All uncertainty maps share one colour scale.
     Made-up data (results["data"]["stamp"]) are stamped on the page and on every figure.
     """
     workdir = Path(workdir)
@@ -68,7 +90,11 @@ def write_report(workdir, *, results, curves, history, gallery):
     stamp, stamp_sentence = tables.stamp_of(results)
     drawn = _draw_plots(workdir / "figures", results, {**curves, "training_curve": history}, stamp)
     comparisons = tables.comparisons_of(results)
-    page = _template().render(
+    shown = chosen_cards(cards)
+    peaks = [card.sprites.uncertainty_peak for card in shown]
+    maps = [item.uncertainty_map for item in gallery if item.uncertainty_map is not None]
+    limit = uncertainty_limit([*peaks, *(np.quantile(one, 0.999) for one in maps)])
+    page = template("report.html.jinja").render(
         name=data.get("name", "unnamed data"),
         notes=data.get("notes", []),
         stamp=stamp,
@@ -81,7 +107,12 @@ def write_report(workdir, *, results, curves, history, gallery):
         lost=[comparison for comparison in comparisons if comparison.outcome != "ahead"],
         num_won=sum(comparison.outcome == "ahead" for comparison in comparisons),
         drawn=drawn,
-        groups=_gallery_groups(gallery, stamp),
+        groups=_gallery_groups(gallery, limit, stamp),
+        cards=[_card_on_page(card) for card in shown],
+        num_cards=len(cards),
+        pictures=[_pictures(card) for card in shown],
+        scales=_scales(limit),
+        **page_script(),
         facts=_facts(results),
         config=_settings(results.get("run", {}).get("config") or {}),
     )
@@ -90,12 +121,83 @@ def write_report(workdir, *, results, curves, history, gallery):
     return path
 
 
-def _template():
+def template(name):
+    """A template of this package; every value put into it is escaped."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(_text),
     )
-    source = importlib.resources.files("caal_jax.report").joinpath("report.html.jinja")
-    return environment.from_string(source.read_text("utf-8"))
+    return environment.get_template(name)
+
+
+def _text(name):
+    return importlib.resources.files("caal_jax.report").joinpath(name).read_text("utf-8")
+
+
+def page_script():
+    """{"script", "script_hash"}: the page's own script, the only one its policy lets run."""
+    script = _text("browser.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"script": Markup(script), "script_hash": digest}
+
+
+def chosen_cards(cards):
+    """At most MAX_CARDS cards in their order: if there are more, the half with the largest errors
+    and a random half of the others."""
+    if len(cards) <= MAX_CARDS:
+        return list(cards)
+    order = sorted(range(len(cards)), key=lambda i: -(cards[i].error or 0))
+    worst, rest = order[: MAX_CARDS // 2], order[MAX_CARDS // 2 :]
+    drawn = np.random.default_rng(0).permutation(rest)[: MAX_CARDS - len(worst)]
+    return [cards[i] for i in sorted([*worst, *drawn])]
+
+
+def _card_on_page(card):
+    outcome = outcome_of(card)
+    tags = [outcome.partition(":")[0], {0: "normal", 1: "abnormal"}.get(card.label, "")]
+    tags.append("abstain" if card.verdict == "abstain" else "")
+    return CardOnPage(card, data_uri(thumbnail(card)), outcome, " ".join(filter(None, tags)))
+
+
+def _pictures(card):
+    """What the script needs to paint a card, as JSON: layers of the telling slice or of all."""
+    sprites = card.sprites
+    layers = sprites.stack or sprites.key
+    return {
+        "height": sprites.height,
+        "width": sprites.width,
+        "columns": sprites.columns,
+        "slices": sprites.slices,
+        "start": sprites.key_tile,
+        "depth": sprites.depth,
+        "layers": {
+            name: data_uri(code) for name, code in layers._asdict().items() if code is not None
+        },
+    }
+
+
+def _scales(limit):
+    """Colours for the 256 stored levels of each map, as JSON: the fixed scales of the page."""
+    levels = np.linspace(0, 1, 256)[None]
+    doubt = levels**2 * UNCERTAINTY_MAX
+    return {
+        "anomaly": {
+            "colours": coloured(levels, ANOMALY_COLOURS, 1.0)[0].tolist(),
+            "shares": levels[0].round(4).tolist(),
+            "bar": png_data_uri(colour_bar(ANOMALY_COLOURS)),
+            "high": "1",
+        },
+        "uncertainty": {
+            "colours": coloured(doubt, UNCERTAINTY_COLOURS, limit)[0].tolist(),
+            "shares": np.minimum(doubt[0] / limit, 1).round(4).tolist(),
+            "bar": png_data_uri(colour_bar(UNCERTAINTY_COLOURS)),
+            "high": f"≥ {limit:g}",
+        },
+        "outline": OUTLINE_RGB,
+    }
 
 
 def _draw_plots(folder, results, curves, stamp):
@@ -155,9 +257,8 @@ def _cautions(results):
     return found
 
 
-def _gallery_groups(gallery, stamp):
+def _gallery_groups(gallery, limit, stamp):
     """-> [(heading, remark, cases)]: best, worst, random, then any other reason."""
-    limit = uncertainty_limit(gallery)
     reasons = [*GROUPS, *(item.why for item in gallery if item.why not in GROUPS)]
     groups = []
     for why in dict.fromkeys(reasons):
@@ -182,14 +283,7 @@ def _case(item, limit, stamp):
                 "width": rgb.shape[1],
             }
         )
-    truth = {0: "normal", 1: "abnormal"}.get(item.label)
-    if truth is None:
-        outcome = "truth unknown"
-    elif item.verdict not in ("normal", "abnormal"):
-        outcome = f"no decision; truly {truth}"
-    else:
-        outcome = "correct" if item.verdict == truth else f"wrong: truly {truth}"
-    return Case(item, pictures, outcome)
+    return Case(item, pictures, outcome_of(item))
 
 
 def _facts(results):

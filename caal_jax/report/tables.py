@@ -28,11 +28,52 @@ METRICS = {
     "aupimo": Metric("AUPIMO", "overlap per image at very few false positives", "higher"),
     "best_dice": Metric("Best Dice", "Dice at the best threshold in hindsight", "higher"),
     "fpr95": Metric("FPR95", "false alarms when 95% is found", "lower", 0.95),
+    "dice_at_5_fpr": Metric("Dice at 5% FPR", "Dice at 5% false alarms in hindsight", "higher"),
+    "ap_per_image": Metric("AP, mean of images", "each abnormal image counts alike", "higher"),
+    "ap_per_patient": Metric("AP, mean of patients", "each patient counts alike", "higher"),
+    "dice_per_image": Metric("Dice, mean of images", "at the best pooled threshold", "higher"),
+    "froc": Metric("FROC", "lesions hit, mean over 1/4 to 8 false alarms per case", "higher"),
+    "sensitivity_at_1_alarm": Metric(
+        "Lesions hit at 1 alarm", "share, at one false alarm per case on average", "higher"
+    ),
+    "pointing_game": Metric("Pointing game", "is the largest score inside a lesion?", "higher"),
+    "num_lesions": Metric("Lesions"),
+    "sensitivity": Metric("Hit at 1 alarm", "share, at one false alarm per case", "higher"),
     "prevalence": Metric("Prevalence", "abnormal share"),
     "ece": Metric("ECE", "expected calibration error", "lower"),
+    "ece_uncalibrated": Metric("ECE before", "without the temperature", "lower"),
+    "ece_equal_mass": Metric("ECE, equal mass", "bins of equally many pixels", "lower"),
+    "ece_class_wise": Metric("ECE, class-wise", "mean over both classes", "lower"),
+    "ece_decision": Metric("ECE of the decision", "of the surer class", "lower"),
+    "ece_lesion": Metric("ECE inside lesions", "mean of 1 - p over abnormal pixels", "lower"),
+    "max_calibration_error": Metric("Largest gap", "of any bin of the ECE", "lower"),
+    "rms_calibration_error": Metric("RMS calibration error", "without sampling noise", "lower"),
     "brier": Metric("Brier score", "squared error of the probability", "lower"),
+    "brier_reliability": Metric("Brier: reliability", "its part from miscalibration", "lower"),
+    "brier_resolution": Metric("Brier: resolution", "what telling apart takes off", "higher"),
+    "brier_uncertainty": Metric("Brier: uncertainty", "of the prevalence alone"),
     "nll": Metric("NLL", "negative log-likelihood", "lower"),
+    "nll_uncalibrated": Metric("NLL before", "without the temperature", "lower"),
     "aurc": Metric("AURC", "mean risk over all coverages", "lower"),
+    "excess_aurc": Metric("Excess AURC", "above the best order's", "lower"),
+    "risk_at_coverage_80": Metric("Risk at 80%", "share wrong of the surest 80%", "lower"),
+    "risk_at_coverage_95": Metric("Risk at 95%", "share wrong of the surest 95%", "lower"),
+    "error_ap": Metric("Error AP", "does it find the errors? average precision", "higher"),
+    "error_auroc_per_image": Metric("Error AUROC, mean of images", "", "higher", 0.5),
+    "gain": Metric("Gain over the entropy", "in error AUROC", "higher", 0.0),
+    "error_rate": Metric("Error rate", "decided wrongly, abstained on or not", "lower"),
+    "error_rate_decided": Metric("Error rate, decided", "of those not abstained on", "lower"),
+    "false_positive_rate": Metric("False-positive rate", "of normal images", "lower"),
+    "abstained": Metric("Abstained", "share of images"),
+    "num_regions": Metric("Regions found"),
+    "precision": Metric("Precision", "share that touches a lesion", "higher"),
+    "std_coverage_50": Metric("Coverage of 50% intervals", "of the label, should be 0.5"),
+    "std_coverage_80": Metric("Coverage of 80% intervals", "of the label, should be 0.8"),
+    "std_coverage_90": Metric("Coverage of 90% intervals", "of the label, should be 0.9"),
+    "std_coverage_95": Metric("Coverage of 95% intervals", "of the label, should be 0.95"),
+    "std_sharpness": Metric("Mean std", "predicted, inside synthetic anomalies"),
+    "std_z_score_std": Metric("Std of z", "errors over stds; 1 is right, more is too sure"),
+    "std_normalised_error": Metric("ENCE", "relative error of the std, by std", "lower"),
     "aurc_epistemic": Metric(
         "AURC, epistemic", "the same, ordered by the members' disagreement alone", "lower"
     ),
@@ -51,7 +92,7 @@ METRICS = {
 
 LEVELS = ("pixel", "image", "slice", "volume", "patient")
 # The parts of the results that are not metrics; keys that start with "by_" are grids.
-FACTS = ("bars", "data", "threshold", "calibration", "run", "undefined")
+FACTS = ("bars", "data", "threshold", "calibration", "run", "undefined", "curves")
 
 STAMPS = {
     "phantom": (
@@ -187,7 +228,8 @@ def _nested_sections(path, values, undefined):
     rows, inner = [], []
     for key, value in values.items():
         if isinstance(value, dict):
-            inner += _nested_sections(f"{path}.{key}", value, undefined)
+            if not key.startswith("by_"):
+                inner += _nested_sections(f"{path}.{key}", value, undefined)
         elif not key.endswith("_ci95"):
             metric = metric_named(key)
             chance = values.get("prevalence") if key == "ap" else metric.chance
@@ -198,13 +240,22 @@ def _nested_sections(path, values, undefined):
 
 
 def grids_of(results):
-    """One grid per key that starts with "by_": by_kind, by_size, ..."""
-    undefined = results.get("undefined", {})
-    return [
-        _grid(metric_named(key).label, values, undefined, key)
-        for key, values in results.items()
-        if key.startswith("by_") and values
-    ]
+    """One grid per key that starts with "by_", at any depth: by_kind, confidence.by_uncertainty."""
+    return _nested_grids("", results, results.get("undefined", {}))
+
+
+def _nested_grids(path, values, undefined):
+    grids = []
+    for key, value in values.items():
+        if not isinstance(value, dict) or (not path and key in FACTS):
+            continue
+        whole = f"{path}.{key}" if path else key
+        if not key.startswith("by_"):
+            grids += _nested_grids(whole, value, undefined)
+        elif value:
+            title = metric_named(whole.replace(".", ", ")).label
+            grids.append(_grid(title, value, undefined, whole))
+    return grids
 
 
 def bars_grid(results):
@@ -273,23 +324,23 @@ def results_table(results):
     """
     stamp, sentence = stamp_of(results)
     name = results.get("data", {}).get("name", "unnamed data")
-    blocks = [f"Results on {_shown(name)}" + (f" [{stamp}]" if stamp else "")]
+    blocks = [f"Results on {shown(name)}" + (f" [{stamp}]" if stamp else "")]
     if stamp:
         blocks.append(f"{stamp.upper()}: {sentence}")
     for section in sections_of(results):
         head = (section.title, "value", "95% interval", "by chance")
-        blocks.append(_aligned([head, *map(_section_line, section.rows)]))
+        blocks.append(aligned([head, *map(_section_line, section.rows)]))
     for grid in [*grids_of(results), bars_grid(results)]:
         if grid is not None:
             blocks.append(_grid_text(grid))
     for comparison in comparisons_of(results):
         if comparison.outcome != "ahead":
-            blocks.append(f"Note: {_shown(comparison.sentence)}")
+            blocks.append(f"Note: {shown(comparison.sentence)}")
     for key in ("threshold", "calibration"):
         facts = results.get(key)
         if facts:
             text = "; ".join(f"{fact} {setting_text(value)}" for fact, value in facts.items())
-            blocks.append(f"{key.capitalize()}: {_shown(text)}")
+            blocks.append(f"{key.capitalize()}: {shown(text)}")
     return "\n\n".join(blocks)
 
 
@@ -303,18 +354,18 @@ def _grid_text(grid):
     head = (grid.title, *(column.label for column in grid.columns))
     lines = [(name, *(cell.value for cell in cells)) for name, cells in grid.rows]
     notes = [
-        f"  {_shown(name, 40)}, {_shown(column.label, 40)}: n/a ({_shown(cell.reason)})"
+        f"  {shown(name, 40)}, {shown(column.label, 40)}: n/a ({shown(cell.reason)})"
         for name, cells in grid.rows
         for column, cell in zip(grid.columns, cells, strict=True)
         if cell.reason
     ]
-    return "\n".join([_aligned([head, *lines]), *notes])
+    return "\n".join([aligned([head, *lines]), *notes])
 
 
-def _aligned(lines):
+def aligned(lines):
     """First column left, the others right. A line of two is a label and a remark that may run
     past its column: reasons are long, and must not push the numbers apart."""
-    lines = [(_shown(line[0], 40), *(_shown(text) for text in line[1:])) for line in lines]
+    lines = [(shown(line[0], 40), *(shown(text) for text in line[1:])) for line in lines]
     full = [line for line in lines if len(line) == len(lines[0])]
     label_width = max(len(line[0]) for line in lines)
     widths = [max(map(len, column)) for column in zip(*(line[1:] for line in full), strict=True)]
@@ -329,6 +380,7 @@ def _aligned(lines):
     return "\n".join(rows)
 
 
-def _shown(text, limit=400):
+def shown(text, limit=400):
+    """Text of the data without what a terminal would obey, and not endless."""
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
     return text if len(text) <= limit else text[: limit - 3] + "..."

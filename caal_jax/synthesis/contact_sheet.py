@@ -11,10 +11,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from caal_jax import files
+from caal_jax.data.facts import case_range, match_channels
 from caal_jax.data.letterbox import letterbox
 from caal_jax.data.phantom import make_volume
-from caal_jax.data.readers import image_files, read_image, stem_of
-from caal_jax.data.slices import case_range, match_channels
+from caal_jax.data.readers import FORMATS, image_files, read_image, stem_of
 from caal_jax.errors import InputError
 from caal_jax.preprocess.prepare import prepare
 from caal_jax.synthesis import TASKS, Anomaly, jitter_source
@@ -85,7 +85,7 @@ def read_pictures(source, count, seed):
         raise InputError(
             source,
             found="nothing",
-            expected="an image, a volume, or a folder of them (PNG, JPEG, TIFF, NIfTI, DICOM)",
+            expected=f"an image, a volume or a folder of them ({FORMATS})",
             remedy="Check --input.",
         )
     paths = [source]

@@ -122,7 +122,7 @@ def test_folder_of_two_has_no_validation(tmp_path):
         put(tmp_path / "normal" / f"{index}.png")
     data = folder(tmp_path)
     assert (len(data.train), len(data.validation), len(data.test)) == (2, 0, 0)
-    assert "too small" in data.notes[0]
+    assert "too few" in data.notes[0]
 
 
 def test_folders_that_cannot_be_used(tmp_path):
@@ -451,8 +451,8 @@ def test_load_dataset_without_a_folder_means_phantom_for_mood_only(tmp_path):
         load_dataset(phantom)
     with pytest.raises(InputError, match=r"data_dir: found an empty string.*--config\.data_dir="):
         load_dataset(config(dataset="busi"))
-    with pytest.raises(InputError, match="dataset: found 'mvtec'"):
-        load_dataset(config(dataset="mvtec"))
+    with pytest.raises(InputError, match="dataset: found 'mvtecc'"):
+        load_dataset(config(dataset="mvtecc"))
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def test_damaged_gzip_is_found_by_its_checksum(tmp_path):
     data = bytearray(gzip.compress(plain, 0))
     data[len(data) // 2] ^= 1  # stored blocks decode without complaint
     path.write_bytes(data)
-    with pytest.raises(InputError, match="broken NIfTI data"):
+    with pytest.raises(InputError, match=r"broken data \(BadGzipFile"):
         read_image(path)
 
 
@@ -349,63 +349,3 @@ def test_natural_key_and_stem():
     names = ["a10", "a9", "a01", "a1", "b", "1"]
     assert sorted(names, key=natural_key) == ["1", "a01", "a1", "a9", "a10", "b"]
     assert stem_of("x/a.b.NII.GZ") == "a.b"
-
-
-def dicom_bytes(tmp_path, pixels, **fields):
-    pydicom = pytest.importorskip("pydicom")
-    meta = pydicom.dataset.FileMetaDataset()
-    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
-    meta.MediaStorageSOPInstanceUID = "1.2.3"
-    data = pydicom.Dataset()
-    data.file_meta = meta
-    data.Rows, data.Columns = pixels.shape[-2:]
-    data.SamplesPerPixel, data.BitsAllocated = 1, 16
-    data.BitsStored, data.HighBit = 12, 11
-    data.PixelRepresentation = int(pixels.dtype.kind == "i")
-    data.PhotometricInterpretation = "MONOCHROME2"
-    data.PixelData = pixels.tobytes()
-    for name, value in fields.items():
-        setattr(data, name, value)
-    path = tmp_path / "a.dcm"
-    data.save_as(path, enforce_file_format=True)
-    return path
-
-
-def test_dicom_slope_inversion_and_spacing(tmp_path):
-    pixels = (GREY16 % 4096).astype(np.uint16)
-    path = dicom_bytes(tmp_path, pixels, PixelSpacing=[0.5, 0.25])
-    case = read_image(path)
-    assert case.image.dtype == np.uint16
-    assert_array_equal(case.image[..., 0], pixels)
-    assert case.geometry.spacing_mm == (0.5, 0.25)
-    path = dicom_bytes(tmp_path, pixels, RescaleSlope=2, RescaleIntercept=-1024)
-    image = read_image(path).image
-    assert image.dtype == np.float32
-    assert_array_equal(image[..., 0], pixels * 2.0 - 1024)
-    path = dicom_bytes(tmp_path, pixels, PhotometricInterpretation="MONOCHROME1")
-    assert_array_equal(read_image(path).image[..., 0], 4095 - pixels)
-    signed = (pixels.astype(np.int16) - 2048).astype(np.int16)
-    path = dicom_bytes(tmp_path, signed, PhotometricInterpretation="MONOCHROME1")
-    assert_array_equal(read_image(path).image[..., 0], -1 - signed)
-
-
-def test_dicom_that_cannot_be_used(tmp_path):
-    pixels = (GREY16 % 4096).astype(np.uint16)
-    path = dicom_bytes(tmp_path, np.stack([pixels] * 2), NumberOfFrames=2)
-    with pytest.raises(InputError, match="2 frames"):
-        read_image(path)
-    path = dicom_bytes(tmp_path, pixels)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match="broken DICOM data"):
-        read_image(path)
-    path = dicom_bytes(tmp_path, pixels, PhotometricInterpretation="PALETTE COLOR")
-    with pytest.raises(InputError, match="PALETTE COLOR"):
-        read_image(path)
-
-
-def test_dicom_without_pydicom_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
-    (tmp_path / "a.dcm").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"pip install 'caal_jax\[dicom\]'"):
-        read_image(tmp_path / "a.dcm")

@@ -5,8 +5,9 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from caal_jax.data.case import Case, Entry, Geometry
+from caal_jax.data.facts import intensity_range, match_channels
 from caal_jax.data.letterbox import letterbox
-from caal_jax.data.slices import SliceBank, intensity_range, match_channels
+from caal_jax.data.slices import SliceBank
 from caal_jax.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -124,7 +125,7 @@ def test_images_of_one_patient_are_no_partners():
         ((np.uint8, np.uint8), np.uint8),
         ((np.uint16, np.uint16), np.uint16),
         ((np.uint8, np.uint16), np.float32),
-        ((np.int16, np.int16), np.float32),
+        ((np.int16, np.int16), np.int16),
         ((np.float32, np.uint8), np.float32),
     ],
 )
@@ -241,6 +242,16 @@ def test_intensity_range():
     # Columns carry all the variation, in powers of two.
     large = np.broadcast_to(np.arange(256, dtype=np.float32), (128, 128, 256))
     assert_allclose(intensity_range(large), np.percentile(np.arange(256), (0.5, 99.5)), atol=1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
+def test_intensity_range_is_that_of_numpy(dtype):
+    for size in (2, 3, 41, 200, 201, 1000):
+        for high in (2, 7, 250):
+            values = (RNG.integers(0, high, size) - high // 2 * (dtype == np.int16)).astype(dtype)
+            want = np.percentile(values, (0.5, 99.5))
+            if want[0] < want[1]:
+                assert intensity_range(values) == tuple(want)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])

@@ -1,4 +1,3 @@
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,15 +8,8 @@ from scipy import ndimage
 from scipy.special import expit, ndtri, xlogy
 
 from caal_jax.localisers import unet
-from caal_jax.localisers.unet import (
-    UNet,
-    activate,
-    depth_to_space,
-    double,
-    drop_channels,
-    local_contrast,
-    space_to_depth,
-)
+from caal_jax.localisers.heads import mean_and_std
+from caal_jax.localisers.unet import UNet, local_contrast, strides_of
 from caal_jax.synthesis import Anomaly
 
 RNG = np.random.default_rng(0)
@@ -118,29 +110,6 @@ def test_number_of_parameters(options, channels, golden):
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == golden
 
 
-def test_double_repeats_every_pixel():
-    x = RNG.random((2, 3, 5, 4))
-    assert_array_equal(double(jnp.float32(x)), np.float32(x).repeat(2, 1).repeat(2, 2))
-
-
-def test_space_to_depth_keeps_every_value():
-    x = np.float32(RNG.random((2, 6, 10, 3)))
-    found = np.asarray(space_to_depth(jnp.asarray(x)))
-    assert found.shape == (2, 3, 5, 12)
-    for row in range(2):
-        for column in range(2):
-            first = 3 * (2 * row + column)
-            expected = x[:, row::2, column::2]
-            assert_array_equal(found[..., first : first + 3], expected)
-
-
-def test_depth_to_space_is_the_inverse_of_space_to_depth():
-    x = np.float32(RNG.random((2, 6, 10, 3)))
-    assert_array_equal(depth_to_space(space_to_depth(jnp.asarray(x))), x)
-    deep = np.float32(RNG.random((2, 3, 5, 8)))
-    assert_array_equal(space_to_depth(depth_to_space(jnp.asarray(deep))), deep)
-
-
 @pytest.mark.parametrize(
     "lift", [lambda f: f, jax.jit, lambda f: lambda x: jax.vmap(f)(x[None])[0]]
 )
@@ -150,39 +119,11 @@ def test_local_contrast_is_the_difference_from_a_uniform_filter(lift):
     assert_allclose(lift(local_contrast)(jnp.asarray(x)), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("channels", "groups"), [(1, 1), (6, 1), (8, 2), (16, 4), (24, 6), (36, 4), (40, 8), (96, 8)]
-)
-def test_activation_normalises_groups_of_four_channels_or_more(channels, groups):
-    class Activation(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return activate(x)
-
-    x = np.float32(RNG.normal(3.0, 2.0, (2, 5, 4, channels)))
-    scale, bias = np.float32(RNG.normal(size=(2, channels)))
-    variables = {"params": {"GroupNorm_0": {"scale": scale, "bias": bias}}}
-    parts = np.float64(x).reshape(2, 20, groups, -1)
-    mean, var = parts.mean((1, 3), keepdims=True), parts.var((1, 3), keepdims=True)
-    normal = ((parts - mean) / np.sqrt(var + 1e-6)).reshape(x.shape)
-    found = Activation().apply(variables, x)
-    assert_allclose(found, np.maximum(normal * scale + bias, 0), atol=1e-5)
-
-
 @pytest.mark.parametrize("width", [1, 2, 5, 7, 10, 24, 32])
 def test_any_width_is_possible(width):
     net = UNet(width=width, depth=4)
     output, _ = jax.eval_shape(net.init_with_output, KEY, jnp.zeros((1, 16, 16, 1)))
     assert output.shape == (1, 16, 16, 2)
-
-
-def test_dropout_zeroes_whole_channels_and_scales_the_rest():
-    x = np.float32(1 + RNG.random((64, 2, 3, 20)))
-    found = np.asarray(drop_channels(jnp.asarray(x), 0.2, jax.random.split(KEY, 64)))
-    kept = (found != 0).all((1, 2))
-    assert_allclose(found, np.where(kept[:, None, None], x / np.float32(0.8), 0), rtol=1e-6)
-    assert abs(kept.mean() - 0.8) < 4 * np.sqrt(0.8 * 0.2 / kept.size)
-    assert (kept != kept[0]).any()
 
 
 @pytest.mark.parametrize("draw", [draw_plain, draw_dropping])
@@ -251,9 +192,9 @@ def test_loss_and_the_gradient_of_both_heads(variables):
 
 
 def test_std_weight_scales_its_part_alone(variables):
-    value, parts = jax.jit(unet(**SIZE, std_weight=3.0).loss, compiler_options=QUICK)(
-        variables, KEY, BATCH
-    )
+    value, parts = jax.jit(
+        unet(**SIZE, head=mean_and_std(std_weight=3.0)).loss, compiler_options=QUICK
+    )(variables, KEY, BATCH)
     assert_allclose(value, parts["bce"] + 3 * parts["std"], rtol=1e-6)
 
 
@@ -279,3 +220,31 @@ def test_learns_one_batch_by_heart(variables):
     assert before["bce"] - floor > 0.2
     assert parts["bce"] - floor < 0.02
     assert parts["std"] < before["std"] / 3
+
+
+def test_thick_slices_are_not_folded_while_they_are_much_coarser():
+    assert strides_of((1, 1), 3) == [(2, 2)] * 3
+    # 5 mm slices of 1 mm pixels: the planes are halved to 4 mm, then all axes are.
+    assert strides_of((5.0, 1.0, 1.0), 4) == [(1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2)]
+    assert strides_of((2.0, 1.0, 1.0), 2) == [(2, 2, 2), (2, 2, 2)]
+
+
+def test_a_volume_of_thick_equal_slices_is_judged_as_its_slice(variables):
+    # Kernels that look at their own slice alone make a volumetric network of the planar one, and
+    # equal slices have the contrast and the groups' statistics of one.
+    def thicken(leaf):
+        if leaf.ndim != 4:
+            return leaf
+        own = np.zeros((leaf.shape[0], *leaf.shape), np.float32)
+        own[len(own) // 2] = leaf
+        return own
+
+    volumetric = UNet(**SIZE, spacing_mm=(40.0, 1.0, 1.0))
+    slices = BATCH.image[:2, :13, :14]
+    volumes = np.repeat(slices[:, None], 3, 1)
+    found = jax.jit(volumetric.apply, compiler_options=QUICK)(
+        jax.tree.map(thicken, variables), volumes
+    )
+    expected = np.repeat(np.asarray(forward(variables, slices))[:, None], 3, 1)
+    assert_allclose(found, expected, atol=2e-5)
+    assert expected.std() > 0.05

@@ -112,3 +112,72 @@ def test_pixels_are_refused_as_images():
         metrics.image_bootstrap_interval(
             np.zeros((2, 2)), np.zeros((2, 2)), metrics.roc_auc_from_counts, seed=0
         )
+
+
+OTHER_SCORES = np.round(IMAGE_SCORES + RNG.normal(0, 0.7, 24), 1)
+OTHER = np.stack(
+    [metrics.ScoreHistogram(64).update(np.sqrt(s), y).statistics for s, y in CASES]
+)  # an order of scores that bins change
+
+
+def plain_p_value(values):
+    rarer = min((values <= 0).sum(), (values >= 0).sum())
+    return min(1, 2 * (rarer + 1) / (len(values) + 1))
+
+
+def test_paired_interval_equals_a_plain_loop_over_resamples():
+    metric = metrics.average_precision_from_counts
+    weights = metrics.resample_weights(24, num_resamples=100, seed=3, strata=STRATA)
+    values = []
+    for drawn in weights:
+        drawn = np.repeat(np.arange(24), drawn.astype(int))
+        values.append(metric(STATISTICS[drawn].sum(0)) - metric(OTHER[drawn].sum(0)))
+    found = metrics.paired_bootstrap(
+        STATISTICS, OTHER, metric, num_resamples=100, seed=3, strata=STRATA
+    )
+    assert_allclose(found.value, metric(STATISTICS.sum(0)) - metric(OTHER.sum(0)), rtol=1e-12)
+    assert_allclose([found.low, found.high], percentiles(values), rtol=1e-9)
+    assert_allclose(found.p_value, plain_p_value(np.array(values)))
+
+
+def test_paired_image_interval_equals_a_plain_loop_over_resamples():
+    weights = metrics.resample_weights(24, num_resamples=100, seed=5, strata=STRATA)
+    values = []
+    for drawn in weights.astype(int):
+        drawn = np.repeat(np.arange(24), drawn)
+        of_runs = [metrics.roc_auc(s[drawn], STRATA[drawn]) for s in (IMAGE_SCORES, OTHER_SCORES)]
+        values.append(of_runs[0] - of_runs[1])
+    found = metrics.paired_image_bootstrap(
+        IMAGE_SCORES, OTHER_SCORES, STRATA, metrics.roc_auc_from_counts, num_resamples=100, seed=5
+    )
+    want = metrics.roc_auc(IMAGE_SCORES, STRATA) - metrics.roc_auc(OTHER_SCORES, STRATA)
+    assert_allclose(found.value, want)
+    assert_allclose([found.low, found.high], percentiles(values), atol=1e-12)
+    assert_allclose(found.p_value, plain_p_value(np.array(values)))
+    assert found.p_value < 1
+
+
+def test_pairing_sees_what_two_intervals_hide():
+    better = IMAGE_SCORES + 0.4 * STRATA
+    alone = [
+        metrics.image_bootstrap_interval(s, STRATA, metrics.roc_auc_from_counts, seed=0)
+        for s in (better, IMAGE_SCORES)
+    ]
+    paired = metrics.paired_image_bootstrap(
+        better, IMAGE_SCORES, STRATA, metrics.roc_auc_from_counts, seed=0
+    )
+    assert alone[0][0] < alone[1][1]
+    assert paired.low > 0
+    assert paired.p_value < 0.05
+
+
+def test_a_run_does_not_differ_from_itself():
+    found = metrics.paired_bootstrap(
+        STATISTICS, STATISTICS, metrics.roc_auc_from_counts, num_resamples=30, seed=0
+    )
+    assert found == metrics.Difference(0, 0, 0, 1)
+    nothing = np.zeros((3, 8, 2))
+    found = metrics.paired_bootstrap(
+        nothing, nothing, metrics.roc_auc_from_counts, num_resamples=30, seed=0
+    )
+    assert np.isnan(found).all()

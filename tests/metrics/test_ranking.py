@@ -120,3 +120,90 @@ def test_inputs_are_left_alone():
     metrics.roc_auc(scores, labels)
     assert (scores == SCORES["float32"]).all()
     assert (labels == LABELS).all()
+
+
+@pytest.mark.parametrize("fpr", [0.0, 0.05, 0.3, 1.0])
+def test_dice_at_fpr_matches_its_definition(scores, fpr):
+    want = 0.0
+    for threshold in np.unique(scores[LABELS])[::-1]:
+        found = scores >= threshold
+        if found[~LABELS].mean() <= fpr:  # each further threshold finds more
+            want = 2 * (found & LABELS).sum() / (found.sum() + LABELS.sum())
+    assert_allclose(metrics.dice_at_fpr(scores, LABELS, fpr), want, rtol=1e-12)
+
+
+def test_dice_at_fpr_by_hand():
+    # Thresholds .9 (TP 1, FP 0) and .5 (TP 2, FP 1 of 4) at 25 %: 4 / (2 + 1 + 2).
+    scores, labels = [0.9, 0.7, 0.5, 0.4, 0.3, 0.2], [1, 0, 1, 0, 0, 0]
+    assert_allclose(metrics.dice_at_fpr(scores, labels, 0.25), 4 / 5)
+    assert_allclose(metrics.dice_at_fpr(scores, labels, 0.24), 2 / 3)
+    assert metrics.dice_at_fpr([0.1, 0.9], [1, 0], 0.5) == 0
+    assert np.isnan(metrics.dice_at_fpr([0.1, 0.9], [1, 1], 0.5))
+    assert np.isnan(metrics.dice_at_fpr([0.1, 0.9], [0, 0], 0.5))
+
+
+@pytest.mark.parametrize("name", ["float32", "float64", "few levels", "constant"])
+def test_bins_are_those_of_the_histogram_and_add_up(name):
+    scores = np.append(SCORES[name], [0, 1, 1]).astype(SCORES[name].dtype)
+    labels = np.append(LABELS, [1, 0, 1])
+    for num_bins in (1, 100, 4096):
+        parts = [
+            metrics.bin_counts(scores[part], labels[part], num_bins)
+            for part in (slice(0, 700), slice(700, None))
+        ]
+        want = metrics.ScoreHistogram(num_bins).update(scores, labels).statistics[:, :2]
+        assert (parts[0] + parts[1] == want).all()
+        assert (parts[1] + parts[0] == metrics.bin_counts(scores, labels, num_bins)).all()
+
+
+def test_bins_want_the_unit_interval():
+    with pytest.raises(InputError, match=r"0\.1 to 1\.1"):
+        metrics.bin_counts([0.1, 1.1], [0, 1])
+    with pytest.raises(InputError, match="shape"):
+        metrics.bin_counts([0.1], [0, 1])
+
+
+def test_image_dice_weighs_images_alike():
+    masks = np.zeros((4, 4, 4), bool)
+    masks[0, :2], masks[1, 0, 0] = True, True
+    maps = np.zeros((4, 4, 4))
+    maps[0, 1:3] = 0.5  # half right: 8 / 16
+    maps[2, 0, 0] = 0.5  # an alarm in a normal image; image 3 is rightly empty, image 1 missed
+    want = [0.5, 0, 0, 1]
+    assert_allclose(metrics.image_dice(maps, masks, 0.5), want)
+    assert_allclose(metrics.image_dice(maps, masks, 0.51), [0, 0, 1, 1])
+    counts = np.stack([metrics.bin_counts(*case, 8) for case in zip(maps, masks, strict=True)])
+    assert_allclose(metrics.image_dice_from_counts(counts, 0.5), want)
+    assert_allclose(metrics.image_dice_from_counts(counts, 0.4), want)
+    # Rounded up: the bin from 0.5 on does not reach 0.51.
+    assert_allclose(metrics.image_dice_from_counts(counts, 0.51), [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("weights", [RNG.random(2000), RNG.integers(0, 3, 2000)])
+@pytest.mark.parametrize("name", ["float32", "few levels", "signed with ties", "constant"])
+def test_weights_match_sklearn(name, weights):
+    scores = SCORES[name]
+    ap = sk.average_precision_score(LABELS, scores, sample_weight=weights)
+    auroc = sk.roc_auc_score(LABELS, scores, sample_weight=weights)
+    assert_allclose(metrics.average_precision(scores, LABELS, weights=weights), ap, atol=1e-12)
+    assert_allclose(metrics.roc_auc(scores, LABELS, weights=weights), auroc, atol=1e-12)
+    false, true, _ = sk.roc_curve(LABELS, scores, sample_weight=weights, drop_intermediate=False)
+    found = metrics.fpr_at_tpr(scores, LABELS, 0.8, weights=weights)
+    assert_allclose(found, false[true >= 0.8].min(), atol=1e-12)
+    precision, recall, _ = sk.precision_recall_curve(LABELS, scores, sample_weight=weights)
+    dice = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
+    assert_allclose(metrics.best_dice(scores, LABELS, weights=weights), dice.max(), atol=1e-12)
+
+
+def test_whole_weights_are_repetitions():
+    weights = RNG.integers(0, 3, 2000)
+    scores = SCORES["few levels"]
+    repeated = np.repeat(scores, weights), np.repeat(LABELS, weights)
+    found = metrics.dice_at_fpr(scores, LABELS, weights=weights)
+    assert_allclose(found, metrics.dice_at_fpr(*repeated))
+    counts = metrics.bin_counts(scores, LABELS, 50, weights=weights)
+    assert (counts == metrics.bin_counts(*repeated, 50)).all()
+    with pytest.raises(InputError, match="weights"):
+        metrics.roc_auc(scores, LABELS, weights=-weights)
+    with pytest.raises(InputError, match="weights"):
+        metrics.bin_counts(scores, LABELS, weights=weights[1:])

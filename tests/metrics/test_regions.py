@@ -176,6 +176,64 @@ def test_aupimo_in_the_clear_cases():
     assert np.isnan(metrics.aupimo(np.zeros(masks.shape), masks)).all()
 
 
+def test_aupro_leaves_out_only_what_cannot_matter():
+    # All normal pixels tie just under a few, at a rate below the limit: none may be left out.
+    masks = np.zeros((2, 32, 32), bool)
+    masks[:, 4:8, 4:8] = True
+    maps = np.where(masks, 0.4, 0.5 * (RNG.random(masks.shape) < 0.1))
+    assert_allclose(metrics.aupro(maps, masks), literal_aupro(maps, masks, 0.3), rtol=1e-10)
+
+
+def binned(maps, masks, num_bins):
+    return np.stack([metrics.bin_counts(*case, num_bins) for case in zip(maps, masks, strict=True)])
+
+
+def literal_streamed_aupimo(maps, masks, fpr_bounds, num_bins):
+    """The straight lines in ln FPR through the edges of the bins, integrated finely."""
+    normal = ~masks.any(axis=(1, 2))
+    edges = np.arange(num_bins)[::-1] / num_bins
+    fpr = np.array([np.mean(maps[normal] >= t) for t in edges])
+    fine = np.linspace(*np.log(fpr_bounds), 200_001)
+    scores = np.full(len(maps), np.nan)
+    for index in np.flatnonzero(~normal):
+        recall = np.array([np.mean(maps[index][masks[index]] >= t) for t in edges])
+        heights = np.interp(fine, np.log(fpr[fpr > 0]), recall[fpr > 0])
+        scores[index] = np.trapezoid(heights, fine) / (fine[-1] - fine[0])
+    return scores
+
+
+def test_streamed_aupimo_is_that_of_its_thresholds_and_within_bounds():
+    masks = np.stack([blobs((64, 64), n) for n in (0, 2, 5, 0, 0)])
+    maps = np.clip(0.2 * masks + 0.8 * RNG.beta(2, 2, masks.shape), 0, 1)
+    bounds, normal = (1e-3, 1e-2), ~masks.any(axis=(1, 2))
+    for num_bins in (24, 512):
+        counts = binned(maps, masks, num_bins)
+        want = literal_streamed_aupimo(maps, masks, bounds, num_bins)
+        found = metrics.aupimo_from_counts(counts, fpr_bounds=bounds)
+        assert_allclose(found, want, atol=1e-5)
+        assert np.nanmax(found) > 0.01
+    low, high = (metrics.aupimo_from_counts(counts, fpr_bounds=bounds, share=s) for s in (0, 1))
+    exact = metrics.aupimo(maps, masks, fpr_bounds=bounds, num_thresholds=100_000)
+    # The exact one ends at the rates nearest to the bounds, which moves it by this much at most.
+    slack = 1 / (1e-3 * 3 * 64**2) / np.log(10)
+    assert (low[~normal] - slack <= exact[~normal]).all()
+    assert (exact[~normal] <= high[~normal] + slack).all()
+    assert (high - low)[~normal].max() < 0.1
+
+
+def test_streamed_aupimo_in_the_clear_cases():
+    masks = np.zeros((3, 320, 320), bool)
+    masks[2, 10:20, 10:20] = True
+    maps = 0.5 * RNG.beta(2, 4, masks.shape)
+    assert metrics.aupimo_from_counts(binned(maps + 0.5 * masks, masks, 4096))[2] > 0.99
+    assert metrics.aupimo_from_counts(binned(maps * ~masks, masks, 4096))[2] == 0
+    # Too few pixels or bins for the rates, no normal image, nothing to rank by, nothing at all.
+    few = binned(maps[:, :30, :30], masks[:, :30, :30], 4096)
+    assert np.isnan(metrics.aupimo_from_counts(few)).all()
+    assert np.isnan(metrics.aupimo_from_counts(binned(maps[2:], masks[2:], 64))).all()
+    assert np.isnan(metrics.aupimo_from_counts(binned(0 * maps, masks, 64))).all()
+
+
 @pytest.mark.parametrize("metric", [metrics.aupro, metrics.aupimo])
 def test_unusable_input_is_told(metric):
     with pytest.raises(InputError, match="4 maps"):

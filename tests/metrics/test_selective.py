@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from caal_jax import metrics
 from caal_jax.errors import InputError
@@ -74,6 +74,31 @@ def test_streamed_values_are_those_of_bins_and_within_bounds(uncertainty):
 def test_bounds_are_narrow_for_usual_uncertainty():
     low, high = RiskHistogram(upper=1.0).update(ERRORS, UNCERTAINTY).bounds()
     assert high - low < 5e-3
+
+
+def test_risk_at_coverage_matches_its_definition():
+    losses, uncertainty = RNG.random(300), UNCERTAINTY[:300]
+    for coverage in (0.001, 0.07, 0.8, 1.0):
+        kept = losses[np.argsort(uncertainty)][: int(np.ceil(coverage * 300 - 1e-9))]
+        found = metrics.risk_at_coverage(losses, uncertainty, coverage)
+        assert_allclose(found, kept.mean(), rtol=1e-12)
+    # Ties count with their mean: half of the sure pair, then one of three at a mean of 2/3.
+    tied = [0, 0, 1, 1, 1], [0.1, 0.2, 0.2, 0.2, 0.3], 0.4
+    assert_allclose(metrics.risk_at_coverage(*tied), (0 + 2 / 3) / 2)
+    histogram = RiskHistogram(8, upper=1.0).update(tied[0], tied[1])
+    assert_allclose(histogram.risk_at_coverage(0.4), (0 + 2 / 3 * 1) / 2, rtol=1e-12)
+    assert np.isnan(metrics.risk_at_coverage([], [], 0.5))
+
+
+def test_streamed_excess_and_average_precision():
+    histogram = RiskHistogram(64, upper=1.0).update(ERRORS, UNCERTAINTY)
+    rounded = np.floor(UNCERTAINTY * 64)
+    want = metrics.aurc(ERRORS, rounded) - metrics.aurc(ERRORS, ERRORS)
+    assert_allclose(histogram.excess_aurc(), want, rtol=1e-9)
+    want = average_precision_score(ERRORS, rounded)
+    assert_allclose(histogram.error_average_precision(), want, rtol=1e-12)
+    perfect = RiskHistogram(64, upper=1.0).update(ERRORS, ERRORS)
+    assert_allclose(perfect.excess_aurc(), 0, atol=1e-12)
 
 
 def test_merging_and_curve():

@@ -4,7 +4,8 @@ import copy
 
 import numpy as np
 
-from caal_jax.report import GalleryItem
+from caal_jax.report import Card, GalleryItem
+from caal_jax.report.sprites import make_sprites
 
 RESULTS = {
     "pixel": {
@@ -94,6 +95,12 @@ def make_curves():
             "precision": 0.9 * (1 - recall**2) + 0.0123,
             "prevalence": 0.0123,
         },
+        "roc": {
+            "false_positive_rate": recall,
+            "true_positive_rate": recall**0.2,
+            "band": {"x": recall, "low": recall**0.3, "high": recall**0.1},
+        },
+        "froc": {"false_positives": [0, 0.5, 2], "sensitivity": [0.2, 0.5, 0.8]},
         "reliability": {
             "confidence": bins,
             "accuracy": bins**1.3,
@@ -131,4 +138,35 @@ def make_gallery():
         make_item("worst", "brain-021", label=0),
         make_item("random", "brain-001", verdict="abstain"),
         make_item("random", "brain-018", size=(80, 64)),
+    ]
+
+
+def make_volume_card(case_id="brain-007", *, score=0.7, error=0.2, uncertainty=0.05, label=1):
+    """A volume of 6 slices: slice s is brighter than the one before, the truth lies in slice 4."""
+    depth, side = 6, 32
+    image = np.broadcast_to(
+        np.linspace(0.1, 0.9, depth)[:, None, None, None], (depth, side, side, 1)
+    )
+    truth = np.zeros((depth, side, side), bool)
+    truth[4, 8:16, 8:16] = bool(label)
+    anomaly = np.where(truth, 0.9, 0.02)
+    sprites = make_sprites(image, truth, anomaly, 0.1 * anomaly, budget_bytes=10**6)
+    return Card(
+        case_id=case_id,
+        kind="deformation",
+        label=label,
+        score=score,
+        probability=abs(label - error),
+        verdict="abnormal",
+        uncertainty=uncertainty,
+        error=error,
+        sprites=sprites,
+    )
+
+
+def make_cards():
+    return [
+        make_volume_card("brain-001", score=0.2, error=0.8, uncertainty=0.01),
+        make_volume_card("brain-002", score=0.9, error=0.1, uncertainty=0.09),
+        make_volume_card("brain-003", score=0.5, error=0.5, uncertainty=0.05, label=0),
     ]

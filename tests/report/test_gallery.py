@@ -16,6 +16,7 @@ from caal_jax.report.gallery import (
     UNCERTAINTY_LIMIT,
     coloured,
     outlined,
+    overlaid,
     panels_of,
     png_data_uri,
     stamped,
@@ -48,6 +49,16 @@ def test_values_above_the_limit_take_the_last_colour():
     )
 
 
+def test_an_overlay_leaves_the_healthy_part_as_it_is():
+    grey = np.full((2, 2, 3), 90, np.uint8)
+    picture = overlaid(grey, np.array([[0.0, 0.25], [0.5, 1.0]]))
+    np.testing.assert_array_equal(picture[0, 0], grey[0, 0])
+    for at, alpha in (((0, 1), 0.425), ((1, 0), 0.85), ((1, 1), 0.85)):
+        level = round(255 * {(0, 1): 0.25, (1, 0): 0.5, (1, 1): 1.0}[at])
+        colour = np.array(matplotlib.colormaps["inferno"](level, bytes=True)[:3], float)
+        np.testing.assert_allclose(picture[at], 90 + alpha * (colour - 90), atol=1)
+
+
 def test_outline_surrounds_the_truth_and_leaves_it_visible():
     truth = np.zeros((40, 40), bool)
     truth[10:20, 12:22] = True
@@ -76,7 +87,7 @@ def test_a_single_abnormal_pixel_survives_shrinking():
 
 def test_titles_tell_unknown_truth_from_empty_truth():
     titles = [panel.title for panel in panels_of(altered(truth=None), 0.1)]
-    assert titles == ["Image", "Anomaly map", "Uncertainty"]
+    assert titles == ["Image", "Overlay", "Anomaly map", "Uncertainty"]
     empty = panels_of(altered(truth=np.zeros((64, 64), bool)), 0.1)
     assert empty[1].title == "Truth: nothing here"
     np.testing.assert_array_equal(empty[1].rgb, empty[0].rgb)
@@ -89,16 +100,15 @@ def test_colour_images_keep_their_colours():
 
 
 def test_uncertainty_limit_is_common_and_round():
-    items = [altered(uncertainty_map=np.full((64, 64), value)) for value in (0.003, 0.031)]
-    assert uncertainty_limit(items) == pytest.approx(0.05)
-    assert uncertainty_limit(items[:1]) == pytest.approx(0.005)
-    assert uncertainty_limit([altered(uncertainty_map=np.zeros((64, 64)))]) == UNCERTAINTY_LIMIT
+    assert uncertainty_limit([0.003, 0.031]) == pytest.approx(0.05)
+    assert uncertainty_limit([0.003]) == pytest.approx(0.005)
+    assert uncertainty_limit([0.0]) == UNCERTAINTY_LIMIT
     assert uncertainty_limit([]) == UNCERTAINTY_LIMIT
 
 
 @pytest.mark.parametrize("peak", [1e-9, 0.1, 0.2, 0.5, 0.6931, 1.0, 3.0])
 def test_uncertainty_limit_covers_the_peak(peak):
-    limit = uncertainty_limit([altered(uncertainty_map=np.full((64, 64), peak))])
+    limit = uncertainty_limit([peak])
     assert peak <= limit <= 2.5 * peak + 1e-12
 
 

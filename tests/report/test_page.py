@@ -11,12 +11,20 @@ import xml.etree.ElementTree as ElementTree
 import cv2
 import numpy as np
 import pytest
-from made_up_report import make_curves, make_gallery, make_history, make_item, make_results
+from made_up_report import (
+    make_cards,
+    make_curves,
+    make_gallery,
+    make_history,
+    make_item,
+    make_results,
+    make_volume_card,
+)
 
 from caal_jax.files import write_bytes
 from caal_jax.report import write_report
 
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "input"}
 HOSTILE = (
     "<script>document.title='run'</script>",
     '"><img src=x onerror=alert(1)>',
@@ -49,7 +57,7 @@ class Page(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text.append(data)
 
     @property
@@ -64,6 +72,7 @@ def write_phantom_report(folder):
         curves=make_curves(),
         history=make_history(),
         gallery=make_gallery(),
+        cards=make_cards(),
     )
 
 
@@ -81,8 +90,11 @@ def page(folder):
 
 
 def assert_offline(page):
+    scripts = [attributes for tag, attributes in page.tags if tag == "script"]
+    # One script, named by its hash in the policy, and data blocks, which no browser runs.
+    assert [found for found in scripts if found.get("type") != "application/json"] in ([], [{}])
     for tag, attributes in page.tags:
-        assert tag not in {"script", "iframe", "object", "embed", "form", "base"}
+        assert tag not in {"iframe", "object", "embed", "form", "base"}
         for name, value in attributes.items():
             assert not name.startswith("on")
             if name in {"src", "srcset", "poster", "data", "action"}:
@@ -123,10 +135,11 @@ def test_ids_are_unique_and_references_resolve(page):
 
 def test_every_picture_has_a_text(page):
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) == 6 * (4 + 2)
+    assert len(pictures) == 6 * (4 + 2) + 3 + 2
     assert all(attributes["alt"] for attributes in pictures)
     drawings = [attributes for _, attributes in page.tags if attributes.get("role") == "img"]
-    assert len(drawings) == 5
+    assert len(drawings) == 7 + 1  # the canvas gets its text when it is painted
+    drawings = [found for found in drawings if "data-part" not in found]
     assert all(attributes["aria-label"] for attributes in drawings)
 
 
@@ -134,7 +147,7 @@ def test_gallery_goes_best_worst_random_and_marks_errors(page):
     places = [page.words.index(title) for title in ("Best cases", "Worst cases", "Random cases")]
     assert places == sorted(places)
     assert page.words.count("wrong: truly abnormal") == 1
-    assert page.words.count("wrong: truly normal") == 1
+    assert page.words.count("wrong: truly normal") == 1 + 1  # and once in the gallery of all
     assert page.words.count("no decision; truly abnormal") == 1
 
 
@@ -143,9 +156,11 @@ def test_figures_are_files_too(folder):
     assert names == {
         f"{name}.svg"
         for name in (
+            "froc",
             "precision_recall",
             "reliability",
             "risk_coverage",
+            "roc",
             "score_distribution",
             "training_curve",
         )
@@ -169,11 +184,11 @@ def picture_heights(page):
 
 def test_made_up_data_are_stamped_everywhere(page, folder):
     assert "phantom data These results are on the built-in phantom" in page.words
-    assert page.words.count("; phantom data") == 6
+    assert page.words.count("; phantom data") == 6 + 3
     assert max(picture_heights(page)) == 256 + 16
     svgs = [path.read_text() for path in (folder / "figures").iterdir()]
-    assert [glyphs_of(svg).count("PHANTOM DATA") for svg in svgs] == [1] * 5
-    assert glyphs_of(page.source).count("PHANTOM DATA") == 5
+    assert [glyphs_of(svg).count("PHANTOM DATA") for svg in svgs] == [1] * 7
+    assert glyphs_of(page.source).count("PHANTOM DATA") == 7
 
 
 def test_real_data_carry_no_stamp(tmp_path, results, curves, history):
@@ -198,14 +213,14 @@ def test_a_missing_curve_says_why_and_leaves_no_old_figure(tmp_path, results, cu
     assert "Not drawn: the test set has no pixel truth." in page.words
     assert page.words.count("Not drawn: this run recorded no data for it.") == 2
     names = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert names == {"risk_coverage.svg", "score_distribution.svg"}
+    assert names == {"froc.svg", "risk_coverage.svg", "roc.svg", "score_distribution.svg"}
     assert "n/a" in page.words
 
 
 def test_an_empty_run_still_gives_a_page(tmp_path):
     page = Page(write_report(tmp_path, results={}, curves={}, history=[], gallery=[]))
     assert "unnamed data" in page.words
-    assert page.words.count("Not drawn") == 5
+    assert page.words.count("Not drawn") == 7
     assert_offline(page)
 
 
@@ -221,7 +236,10 @@ def hostile_report(folder, results, curves, history):
         dataclasses.replace(make_item(name, name), kind=name, verdict=name, slice_text=name)
         for name in HOSTILE
     ]
-    return write_report(folder, results=results, curves=curves, history=history, gallery=gallery)
+    cards = [dataclasses.replace(make_volume_card(name), kind=name) for name in HOSTILE]
+    return write_report(
+        folder, results=results, curves=curves, history=history, gallery=gallery, cards=cards
+    )
 
 
 def test_hostile_names_are_shown_and_not_run(tmp_path, results, curves, history):

@@ -10,6 +10,7 @@ from caal_jax.report.tables import (
     bars_grid,
     cell_of,
     comparisons_of,
+    grids_of,
     metric_named,
     sections_of,
     setting_text,
@@ -138,3 +139,18 @@ def test_every_metric_of_the_file_is_in_a_section(results):
     titles = [section.title for section in sections_of(results)]
     assert titles == ["Pixel", "Image", "Slice, image", "Confidence"]
     assert sum(len(section.rows) for section in sections_of(results)) == 6 + 3 + 1 + 5
+
+
+def test_tables_inside_a_section_become_grids_of_their_own(results):
+    results["confidence"]["by_uncertainty"] = {
+        "entropy": {"error_auroc": 0.9, "error_auroc_ci95": [0.8, 0.95]},
+        "std": {"error_auroc": None, "gain": -0.1},
+    }
+    results["undefined"]["confidence.by_uncertainty.std.error_auroc"] = "no errors"
+    (grid,) = [one for one in grids_of(results) if "uncertainty" in one.title]
+    assert grid.title == "Confidence, by uncertainty"
+    assert [column.label for column in grid.columns] == ["Error AUROC", "Gain over the entropy"]
+    (first, cells), (second, others) = grid.rows
+    assert (first, cells[0].interval, cells[1].value) == ("entropy", "[0.800, 0.950]", "-")
+    assert (second, others[0].reason, others[1].value) == ("std", "no errors", "-0.100")
+    assert not any("uncertainty" in one.title for one in sections_of(results))

@@ -1,0 +1,67 @@
+"""Downloaded archives, unpacked into a folder that they cannot leave."""
+
+import os
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+from caal_jax.errors import InputError
+
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+
+
+def is_archive(path):
+    """Whether `path` is a file with an archive's name."""
+    return path.is_file() and path.name.lower().endswith(SUFFIXES)
+
+
+def unpack(path, folder):
+    """Unpacks a zip or tar file into `folder`, unless that was done before; returns the folder.
+
+    Raises: InputError for a damaged archive, one larger than the free space, and one with links,
+    devices or names that lead out of the folder. Nothing is left behind then.
+    """
+    if folder.is_dir():
+        return folder
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        if path.name.lower().endswith(".zip"):
+            with zipfile.ZipFile(path) as archive:
+                members = archive.infolist()
+                _check(path, partial, [(m.filename, m.file_size) for m in members])
+                archive.extractall(partial)
+        else:
+            with tarfile.open(path) as archive:
+                members = archive.getmembers()
+                odd = next((m.name for m in members if not (m.isfile() or m.isdir())), None)
+                if odd:
+                    raise _refused(path, f"{odd}, which is neither a file nor a folder")
+                _check(path, partial, [(m.name, m.size) for m in members])
+                archive.extractall(partial, filter="data")
+        os.replace(partial, folder)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError) as error:
+        raise _refused(path, f"a damaged archive ({error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _check(path, folder, members):
+    inside = folder.resolve()
+    for name, _ in members:
+        if Path(name).is_absolute() or not (folder / name).resolve().is_relative_to(inside):
+            raise _refused(path, f"the member {name}, which leads out of the folder")
+    needed, free = sum(size for _, size in members), shutil.disk_usage(folder).free
+    if needed > free:
+        raise _refused(path, f"{needed} bytes once unpacked, with {free} bytes free")
+
+
+def _refused(path, found):
+    return InputError(
+        path,
+        found=found,
+        expected="the published archive",
+        remedy="Download it again, or unpack it yourself and pass the folder.",
+    )

@@ -1,0 +1,401 @@
+"""The binary that turns a downloaded data set into records that load fast and can be checked.
+
+python -m caal_jax.data.prepare --dataset=jsrt --source=DIR --output=DIR [--processes=N]
+
+--dataset=NAME or NAME/PART, such as mood/abdomen, mvtec/hazelnut, chestxray14/F or lgg/all.
+--source: the folder of the public download, or a zip or tar file of it.
+A stopped run goes on where it was; a finished one is checked against its checksums.
+"""
+
+import concurrent.futures
+import errno
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import tensorflow_datasets as tfds
+from absl import app, flags, logging
+from array_record.python.array_record_module import ArrayRecordWriter
+from tqdm import tqdm
+
+from caal_jax import files
+from caal_jax.data.archives import is_archive, unpack
+from caal_jax.data.public import find_set
+from caal_jax.data.records import (
+    ABOUT,
+    CASES,
+    INFO,
+    REMEDY,
+    SPLITS,
+    SUMS,
+    VERSION,
+    case_examples,
+    case_line,
+    record_features,
+    record_serialiser,
+)
+from caal_jax.data.split import MIN_TRAIN
+from caal_jax.errors import InputError
+
+DATASET = flags.DEFINE_string("dataset", None, "NAME or NAME/PART of a public data set.")
+SOURCE = flags.DEFINE_string("source", None, "The folder (or zip, tar) of the public download.")
+OUTPUT = flags.DEFINE_string("output", None, "The folder that gets NAME[/PART]/VERSION.")
+PROCESSES = flags.DEFINE_integer("processes", os.cpu_count(), "How many read at once.")
+
+# A part is what a stopped run loses at most, and one file in the end.
+CASES_PER_PART, MAX_PARTS = 16, 1024
+# Any record can be read alone; the fastest compression, as decoding should be what takes time.
+WRITING = "group_size:1,zstd:1"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+
+
+class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
+    """TFDS builder of any `PublicSet`: array_record files, without TensorFlow.
+
+    Parts of the data set are written by several processes into `.parts` beside the final folder,
+    each whole or not at all, and moved into place when all are there.
+    """
+
+    VERSION = tfds.core.Version(VERSION)
+
+    def __init__(self, public_set, variant, *, source, output, processes):
+        self.name, self._set, self._variant = public_set.name, public_set, variant
+        self._job = (public_set.name, variant, str(source))
+        self._processes = processes
+        config = tfds.core.BuilderConfig(name=variant, version=VERSION) if variant else None
+        super().__init__(data_dir=output, config=config)
+        self.info.set_file_format("array_record")
+        self.parts = Path(self.data_path).parent / ".parts"
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self._set.description,
+            homepage=self._set.homepage,
+            license=self._set.licence,
+            citation=self._set.citation,
+            features=record_features(self._set.dtype),
+            disable_shuffling=True,
+        )
+
+    def _download_and_prepare(self, dl_manager, download_config=None):
+        """Called by `download_and_prepare` with `data_dir` being a folder yet to be renamed."""
+        del dl_manager, download_config  # nothing is downloaded
+        dataset = load(*self._job)
+        plan = make_plan(dataset)
+        claim_parts(self.parts, self._job, dataset)
+        done = write_parts(self._job, plan, self.parts, self._processes)
+        skipped = [message for facts in done for message in facts["skipped"]]
+        check_parts(plan, done, skipped)
+        target = Path(self.data_dir)
+        splits, lines, sums, sizes = [], [], {}, {}
+        for split in SPLITS:
+            own = [(part, facts) for part, facts in zip(plan, done, strict=True)]
+            own = [(part, facts) for part, facts in own if part[0] == split and facts["lines"]]
+            if not own:
+                continue
+            template, first = self._get_filename_template(split), 0
+            for shard, (part, facts) in enumerate(own):
+                name = Path(template.sharded_filepath(shard_index=shard, num_shards=len(own))).name
+                os.replace(part_file(self.parts, part), target / name)
+                sums[name], sizes[name] = facts["sha256"], facts["num_bytes"]
+                for line in facts["lines"]:
+                    lines.append({"split": split, "first_record": first, **line})
+                    first += line["num_records"]
+            splits.append(
+                tfds.core.SplitInfo(
+                    name=split,
+                    shard_lengths=[facts["num_records"] for _, facts in own],
+                    num_bytes=sum(facts["num_bytes"] for _, facts in own),
+                    filename_template=template,
+                )
+            )
+        notes = list(dataset.notes)
+        if skipped:
+            notes.append(
+                f"{len(skipped)} cases were skipped in preparation, the first: {skipped[0]}"
+            )
+        about = {
+            "name": dataset.name,
+            "stamp": dataset.stamp,
+            "test_has_masks": dataset.test_has_masks,
+            "notes": notes,
+            "skipped": skipped,
+            "sizes": sizes,
+        }
+        files.write_text(target / CASES, "".join(json.dumps(line) + "\n" for line in lines))
+        files.write_text(target / ABOUT, json.dumps(about, indent=1))
+        sums |= {name: sha256(target / name) for name in (CASES, ABOUT)}
+        files.write_text(target / SUMS, "".join(f"{s}  {name}\n" for name, s in sums.items()))
+        self.info.set_splits(tfds.core.SplitDict(splits))
+
+    def _make_download_manager(self, **options):
+        """A stand-in: the download is there already."""
+        return SimpleNamespace(downloaded_size=0)
+
+    def _log_download_bytes(self):
+        """Silent: nothing is downloaded."""
+
+    _log_download_done = _log_download_bytes
+
+    def _as_dataset(self, **options):
+        raise NotImplementedError("as_dataset needs TensorFlow; use as_data_source")
+
+
+def prepare(name, source, output, *, processes=1):
+    """Prepares a public data set; returns the folder of its records.
+
+    name: "jsrt", or with the part of the set "mood/abdomen". source: the folder of the download,
+    or a zip or tar file, which is unpacked below `output`. If the records are there, they are
+    checked instead.
+    Raises: InputError for anything unusable; what was finished before is kept.
+    """
+    name, _, variant = name.partition("/")
+    public_set, source, output = find_set(name), Path(source), Path(output)
+    if variant and not public_set.variant:
+        raise InputError(
+            "dataset", found=f"{name}/{variant}", expected=name, remedy="It has no parts."
+        )
+    variant = variant or public_set.default
+    if not source.exists():
+        raise InputError(
+            f"source {source}",
+            found="nothing",
+            expected="the public download",
+            remedy=f"Get it at {public_set.homepage}",
+        )
+    try:
+        if is_archive(source):
+            source = unpack(source, files.folder(output / name) / ".unpacked")
+        builder = PublicBuilder(
+            public_set, variant, source=source, output=output, processes=processes
+        )
+        folder = Path(builder.data_path)
+        if (folder / INFO).is_file():
+            verify(folder)
+            print(f"{folder}: already prepared; every checksum agrees")
+            return folder
+        with files.lock(builder.parts.parent):
+            for left in builder.parts.parent.glob("incomplete.*"):
+                shutil.rmtree(left)  # of a run that was killed while it moved its parts
+            builder.download_and_prepare()
+            shutil.rmtree(builder.parts)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise InputError(
+            f"output {output}",
+            found=error.strerror,
+            expected="a folder with space that can be written to",
+            remedy="Make room and repeat the command; finished parts are kept.",
+        ) from error
+    return folder
+
+
+def load(name, variant, source):
+    """The `DataSet` of a job; validation patients are drawn later if that is up to a config."""
+    return find_set(name).dataset(source, variant=variant, validation_fraction=0, seed=0)
+
+
+def make_plan(dataset):
+    """(split, number, first, last) of every part: the cases first to last - 1 of a split."""
+    entries = {split: getattr(dataset, split) for split in SPLITS}
+    for split, cases in entries.items():
+        (most,) = Counter(entry.case_id for entry in cases).most_common(1) or [("", 0)]
+        if most[1] > 1:
+            raise InputError(
+                f"the {split} split",
+                found=f"{most[1]} cases {most[0]}",
+                expected="each case once",
+                remedy="Remove the others.",
+            )
+    size = max(CASES_PER_PART, -(-sum(map(len, entries.values())) // MAX_PARTS))
+    return [
+        (split, number, first, min(first + size, len(cases)))
+        for split, cases in entries.items()
+        for number, first in enumerate(range(0, len(cases), size))
+    ]
+
+
+def claim_parts(folder, job, dataset):
+    """Makes the folder of parts, or empties one that was begun with other cases."""
+    ids = {split: [entry.case_id for entry in getattr(dataset, split)] for split in SPLITS}
+    wanted = hashlib.sha256(json.dumps([job, ids]).encode()).hexdigest()
+    stamp = folder / "job"
+    if stamp.is_file() and stamp.read_text() != wanted:
+        print(f"{folder}: begun with other cases or another source; starting anew", flush=True)
+        shutil.rmtree(folder)
+    files.folder(folder)
+    files.write_text(stamp, wanted)
+
+
+def part_file(folder, part):
+    return folder / f"{part[0]}-{part[1]:05d}.array_record"
+
+
+def write_parts(job, plan, folder, processes):
+    """What is known of each part, in order, after writing those that are not there yet."""
+    known = {part: read_part(folder, part) for part in plan}
+    todo = [part for part in plan if known[part] is None]
+    total = sum(last - first for _, _, first, last in plan)
+    left = sum(last - first for _, _, first, last in todo)
+    with tqdm(total=total, initial=total - left, desc=f"preparing {job[0]}", unit="case") as bar:
+        for part, facts in run_parts(job, todo, folder, processes):
+            known[part] = facts
+            bar.update(part[3] - part[2])
+    return [known[part] for part in plan]
+
+
+def run_parts(job, todo, folder, processes):
+    """Yields (part, facts) as parts are finished, in this process or in several others."""
+    if processes == 1 or len(todo) < 2:
+        dataset = load(*job)
+        for part in todo:
+            yield part, write_part(dataset, job[0], part, folder)
+        return
+    # Forked children of a process with threads can hang.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(
+        min(processes, len(todo)), context, initializer=_start, initargs=(job,)
+    ) as pool:
+        futures = {pool.submit(_write, part, folder): part for part in todo}
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                yield futures[future], future.result()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise InputError(
+                f"source {job[2]}",
+                found="a process that was killed, probably for want of memory",
+                expected="room for one case per process",
+                remedy="Repeat with a smaller --processes; finished parts are kept.",
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start(job):
+    global _job, _dataset
+    _job, _dataset = job, load(*job)
+
+
+def _write(part, folder):
+    return write_part(_dataset, _job[0], part, folder)
+
+
+def write_part(dataset, name, part, folder):
+    """Writes the records of a part, and then what is known of them, which makes it valid."""
+    split, _, first, last = part
+    path, dtype = part_file(folder, part), find_set(name).dtype
+    serialise = record_serialiser(dtype)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    lines, skipped, count = [], [], 0
+    try:
+        writer = ArrayRecordWriter(str(partial), WRITING)
+        for entry in getattr(dataset, split)[first:last]:
+            try:
+                case = entry.load()
+                line = case_line(case)
+                records = [serialise(example) for example in case_examples(case, dtype)]
+            except InputError as error:
+                skipped.append(f"{entry.case_id} ({error})")
+                continue
+            for record in records:
+                writer.write(record)
+            lines.append({**line, "dtype": dtype, "num_records": len(records)})
+            count += len(records)
+        writer.close()
+        os.replace(partial, path)
+    except RuntimeError as error:  # all that the writer tells of the system's error is its text
+        for code in NO_ROOM:
+            if os.strerror(code) in str(error):
+                raise OSError(code, os.strerror(code), str(path)) from error
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+    facts = {
+        "lines": lines,
+        "skipped": skipped,
+        "num_records": count,
+        "num_bytes": path.stat().st_size,
+        "sha256": sha256(path),
+    }
+    files.write_text(path.with_suffix(".json"), json.dumps(facts))
+    return json.loads(path.with_suffix(".json").read_text())
+
+
+def read_part(folder, part):
+    """What is known of a finished part, or None if it is not there or not what it was."""
+    path = part_file(folder, part)
+    try:
+        facts = json.loads(path.with_suffix(".json").read_text())
+        return facts if sha256(path) == facts["sha256"] else None
+    except (OSError, ValueError):
+        return None
+
+
+def check_parts(plan, done, skipped):
+    """Refuses a set without two training patients, or with a patient on two sides of a split."""
+    patients = {split: set() for split in SPLITS}
+    for (split, *_), facts in zip(plan, done, strict=True):
+        patients[split] |= {line["patient"] for line in facts["lines"]}
+    if len(patients["train"]) < MIN_TRAIN:
+        raise InputError(
+            "training cases",
+            found=f"{len(patients['train'])} usable patient(s)"
+            + (f"; skipped {skipped[0]}" if skipped else ""),
+            expected=f"at least {MIN_TRAIN}",
+            remedy="Repair the skipped cases.",
+        )
+    for one, other in itertools.combinations(SPLITS, 2):
+        if shared := patients[one] & patients[other]:
+            raise InputError(
+                f"the splits {one} and {other}",
+                found=f"patient {min(shared)} in both",
+                expected="each patient on one side",
+                remedy="Correct the tables of the download.",
+            )
+
+
+def verify(folder):
+    """Compares every file with its checksum. Raises `InputError` for one that differs."""
+    for line in (folder / SUMS).read_text().splitlines():
+        wanted, _, name = line.partition("  ")
+        path = folder / name
+        if not path.is_file() or sha256(path) != wanted:
+            raise InputError(
+                path,
+                found="another checksum" if path.is_file() else "no such file",
+                expected=f"what {SUMS} says",
+                remedy=f"Remove {folder}. {REMEDY}",
+            )
+
+
+def sha256(path):
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; options start with --")
+    logging.set_verbosity(logging.ERROR)  # TFDS tells every step of its work
+    try:
+        folder = prepare(DATASET.value, SOURCE.value, OUTPUT.value, processes=PROCESSES.value)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    about = json.loads((folder / ABOUT).read_text())
+    for note in about["notes"]:
+        print(f"- {note}")
+    print(f"{about['name']}: train with --config.data_dir={folder}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["dataset", "source", "output"])
+    app.run(main)

@@ -1,0 +1,73 @@
+"""Published tables in, rows out: CSV with any line ends, packed or not, and nothing but text."""
+
+import csv
+import gzip
+import io
+import re
+import zlib
+
+from caal_jax.errors import InputError
+
+MAX_BYTES = 2**30  # of an unpacked table; the largest published one has 60 MB
+
+
+def read_text(path):
+    """The text of a table, unpacked if its name ends in .gz, without a byte-order mark.
+
+    Raises: InputError if the file is missing, damaged, larger than 1 GiB or not a text.
+    """
+    if not path.is_file():
+        raise InputError(
+            path,
+            found="no such file",
+            expected="a table of the data set",
+            remedy="Download it from where the images came from, and put it there.",
+        )
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _broken(path, f"damaged data ({error})") from error
+    if len(data) > MAX_BYTES:
+        raise _broken(path, f"more than {MAX_BYTES} bytes")
+    if b"\0" in data:
+        raise _broken(path, "bytes that are no text")
+    return data.decode("utf-8-sig", errors="replace")
+
+
+def read_table(path, columns):
+    """The rows of a CSV file as dictionaries; blanks around names and values are dropped.
+
+    columns: names that must be in the header. A row that is too short has "" where it ends.
+    Raises: InputError as `read_text`, or if a column is missing or a quote is never closed.
+    """
+    text = read_text(path)
+    try:
+        # Lists of numbers stand inside quotes, and old tables end lines by a carriage return.
+        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
+        raise _broken(path, f"broken CSV ({error})") from error
+    header = [name.strip() for name in lines[0]] if lines else []
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise _broken(path, f"no column {missing[0]!r}", f"the columns {', '.join(columns)}")
+    rows = []
+    for line in filter(None, lines[1:]):
+        values = [value.strip() for value in line] + [""] * (len(header) - len(line))
+        rows.append(dict(zip(header, values, strict=False)))
+    return rows
+
+
+def numbers(text, count):
+    """The `count` finite numbers written in a field, or None if it holds anything else."""
+    words = re.split(r"[\s,;]+", text.strip(" []"))
+    try:
+        found = [float(word) for word in words]
+    except ValueError:
+        return None
+    usable = len(found) == count and all(abs(number) < 1e9 for number in found)
+    return found if usable else None
+
+
+def _broken(path, found, expected="the published table"):
+    return InputError(path, found=found, expected=expected, remedy="Download it again.")

@@ -1,0 +1,110 @@
+"""Layers that several networks share, for images (B, H, W, C) and volumes (B, D, H, W, C) alike."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def halvings(x):
+    """Strides that halve every spatial axis of x."""
+    return (2,) * (x.ndim - 2)
+
+
+def repeat(x, strides=None):
+    """Nearest-neighbour upsampling, as a broadcast: `image.resize` is far slower on CPU.
+
+    strides: one factor per spatial axis, by default two.
+    """
+    strides = strides or halvings(x)
+    sizes, channels = x.shape[1:-1], x.shape[-1]
+    thin = [part for size in sizes for part in (size, 1)]
+    full = [part for pair in zip(sizes, strides, strict=True) for part in pair]
+    large = [size * stride for size, stride in zip(sizes, strides, strict=True)]
+    x = jnp.broadcast_to(x.reshape(-1, *thin, channels), (x.shape[0], *full, channels))
+    return x.reshape(-1, *large, channels)
+
+
+def mean_pool(x):
+    """The mean of every block of two along every spatial axis (even sizes)."""
+    axes = tuple(range(2, 2 * x.ndim - 3, 2))
+    parts = [part for size in x.shape[1:-1] for part in (size // 2, 2)]
+    return x.reshape(x.shape[0], *parts, x.shape[-1]).mean(axes)
+
+
+def interpolate(x):
+    """Linear upsampling by two along every spatial axis, by half-pixel centres, edges repeated.
+
+    That of `jax.image.resize(..., "linear")` and torch's bilinear with align_corners=False.
+    """
+    for axis in range(1, x.ndim - 1):
+        size = x.shape[axis]
+        first, last = (jax.lax.slice_in_dim(x, i, i + 1, axis=axis) for i in (0, size - 1))
+        before = jnp.concatenate([first, jax.lax.slice_in_dim(x, 0, size - 1, axis=axis)], axis)
+        after = jnp.concatenate([jax.lax.slice_in_dim(x, 1, size, axis=axis), last], axis)
+        both = jnp.stack([0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], axis + 1)
+        x = both.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
+    return x
+
+
+def interpolate_aligned(x):
+    """Linear upsampling by two along every spatial axis, corners on corners (align_corners)."""
+    for axis in range(1, x.ndim - 1):
+        size = x.shape[axis]
+        place = jnp.arange(2 * size) * (size - 1) / (2 * size - 1)
+        # As a small matrix product: gathering rows is slower on CPU and its gradient much more so.
+        weights = jnp.maximum(0, 1 - jnp.abs(place[:, None] - jnp.arange(size)[None, :]))
+        x = jnp.moveaxis(jnp.tensordot(x, weights.astype(x.dtype), ((axis,), (1,))), -1, axis)
+    return x
+
+
+def space_to_depth(x, strides=None):
+    """(B, H, W, C) -> (B, H/2, W/2, 4C), without losing a value; strides as for `repeat`."""
+    strides = strides or halvings(x)
+    n, sizes = len(strides), [a // b for a, b in zip(x.shape[1:-1], strides, strict=True)]
+    parts = [part for pair in zip(sizes, strides, strict=True) for part in pair]
+    order = (0, *range(1, 2 * n, 2), *range(2, 2 * n + 1, 2), 2 * n + 1)
+    x = x.reshape(x.shape[0], *parts, x.shape[-1]).transpose(order)
+    return x.reshape(x.shape[0], *sizes, -1)
+
+
+def depth_to_space(x, strides=None):
+    """(B, H, W, 4C) -> (B, 2H, 2W, C), the inverse of `space_to_depth`."""
+    strides = strides or halvings(x)
+    n, sizes = len(strides), x.shape[1:-1]
+    order = (0, *(i + j for i in range(1, n + 1) for j in (0, n)), 2 * n + 1)
+    x = x.reshape(x.shape[0], *sizes, *strides, -1).transpose(order)
+    return x.reshape(x.shape[0], *(a * b for a, b in zip(sizes, strides, strict=True)), x.shape[-1])
+
+
+def pad_to_multiple(x, multiples):
+    """Repeats the far edges until every spatial size is a multiple of its number."""
+    far = [(0, -size % by) for size, by in zip(x.shape[1:-1], multiples, strict=True)]
+    return jnp.pad(x, ((0, 0), *far, (0, 0)), mode="edge")
+
+
+def crop(x, sizes):
+    """Undoes `pad_to_multiple`: the first `sizes` of the spatial axes."""
+    return x[(slice(None), *(slice(size) for size in sizes))]
+
+
+def group_norm(x, dtype=None):
+    """Group normalisation (Wu & He 2018): up to eight groups, of four channels or more."""
+    groups = math.gcd(x.shape[-1], max(1, min(8, x.shape[-1] // 4)))
+    return nn.GroupNorm(num_groups=groups, dtype=dtype)(x)
+
+
+def activate(x, dtype=None):
+    """Group normalisation and ReLU."""
+    return nn.relu(group_norm(x, dtype))
+
+
+def drop_channels(x, rate, keys):
+    """Zeroes whole channels per example and scales the rest (spatial dropout, Tompson et al. 2015).
+
+    x: (B, ..., C); keys: (B,).
+    """
+    shape = (1,) * (x.ndim - 2) + x.shape[-1:]
+    draw = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, shape))
+    return jnp.where(draw(keys), x / (1.0 - rate), 0.0)

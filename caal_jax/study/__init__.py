@@ -1,0 +1,1 @@
+"""study: a declared grid of runs, each checked and compared, in one table and one page."""

@@ -1,0 +1,19 @@
+"""The study on BUSI: five tasks, with and without equalisation, three seeds, on two CPU cores.
+
+python -m caal_jax.study --config=configs/study_busi.py --config.base.data_dir=/data/BUSI
+
+Budget of a cell: 150 steps at 64 x 64. Not yet measured in full.
+"""
+
+from caal_jax.defaults import training_config
+from caal_jax.study.grid import study_config
+
+
+def get_config():
+    base = training_config()
+    base.dataset = "busi"
+    base.extra_normals = ""  # a second root of normal images, for training only
+    base.foreground_threshold = 0.02
+    base.image_size = 64
+    base.num_steps = 150
+    return study_config(base)

@@ -1,0 +1,18 @@
+"""The study on LGG: five tasks, with and without equalisation, three seeds, on two CPU cores.
+
+python -m caal_jax.study --config=configs/study_lgg.py --config.base.data_dir=/data/LGG
+
+Budget of a cell: 150 steps at 64 x 64. Not yet measured in full.
+"""
+
+from caal_jax.defaults import training_config
+from caal_jax.study.grid import study_config
+
+
+def get_config():
+    base = training_config()
+    base.dataset = "lgg"
+    base.channel = "flair"
+    base.image_size = 64
+    base.num_steps = 150
+    return study_config(base)

@@ -1,0 +1,5 @@
+#!/bin/sh
+# MOOD's entry point, sh run_pixel_abdom.sh INPUT OUTPUT: a map for every volume of $1 into $2.
+set -eu
+here=$(dirname "$0")
+exec python "$here/predict_mood.py" --mode=pixel --run="$here/abdom" --input="$1" --output="$2"

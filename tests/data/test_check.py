@@ -1,0 +1,241 @@
+"""The doctor names every problem that was planted, and passes a clean folder."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_collections
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from caal_jax.data.check import check, draw, summary
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared" / "data"
+RNG = np.random.default_rng(0)
+
+
+def picture():
+    small = RNG.integers(0, 256, (7, 9)).astype(np.uint8)
+    return np.array(Image.fromarray(small).resize((72, 56), Image.Resampling.BICUBIC))
+
+
+def put(path, array=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = picture() if array is None else array
+    if path.name.endswith(".nii.gz"):
+        nib.save(nib.Nifti1Image(array, np.diag([1.0, 2, 3, 1])), path)
+    else:
+        Image.fromarray(array).save(path)
+    return path
+
+
+def square(value=255):
+    mask = np.zeros((56, 72), np.uint8)
+    mask[10:20, 5:30] = value
+    return mask
+
+
+@pytest.fixture
+def clean(tmp_path):
+    for index in range(8):
+        put(tmp_path / "normal" / f"{index}.png")
+    put(tmp_path / "test" / "good" / "0.png")
+    put(tmp_path / "test" / "dent" / "0.png")
+    put(tmp_path / "ground_truth" / "dent" / "0_mask.png", square())
+    return tmp_path
+
+
+def config(root):
+    return ml_collections.ConfigDict(
+        {"dataset": "folder", "data_dir": str(root), "validation_fraction": 0.25, "seed": 0}
+    )
+
+
+def test_a_clean_folder_passes(clean):
+    (clean / "notes.txt").write_text("notes")
+    found = check(config(clean))
+    assert found.problems == []
+    assert found.counts == {"train": 6, "validation": 2, "test": 2}
+    assert found.notes == ["1 files are no images: 1 x .txt."]
+    assert len(found.facts) == len(found.pictures) == 10
+    text = summary(found)
+    assert "6 readable\n  size      56 x 72 (6)\n  spacing   none given, or 1 mm (6)" in text
+    assert text.endswith("0 errors, 0 warnings")
+    # The outline of the mask is in the picture.
+    (dent,) = [image for title, image in found.pictures if title == "test\ndent-0"]
+    assert (dent == (255, 176, 0)).all(-1).sum() > 50
+    assert draw(found).startswith(b"\x89PNG")
+
+
+def plant(root):
+    """Plants problems; returns [(level, end of the file's name, words of the message)]."""
+    normal, dent = root / "normal", root / "test" / "dent"
+    cut = put(normal / "cut.png")
+    cut.write_bytes(cut.read_bytes()[:-300])
+    (normal / "empty.png").touch()
+    (normal / "page.png").write_text("<html>404</html>")
+    volume = RNG.random((20, 21, 22)).astype(np.float32)
+    put(normal / "v.nii.gz", volume)
+    gz = put(normal / "cut.nii.gz", volume)
+    gz.write_bytes(gz.read_bytes()[:2000])
+    volume[3, 4, 5] = np.nan
+    put(normal / "nan.nii.gz", volume)
+    put(normal / "flat.png", np.full((56, 72), 9, np.uint8))
+    put(normal / "tiny.png", picture()[:8, :9])
+    put(normal / "colour.png", np.dstack([picture()] * 2 + [picture()]))
+    (normal / "loop.png").symlink_to("loop.png")
+    (normal / "gone.png").symlink_to("nothing.png")
+    outside = put(root.parent / "outside.png")
+    (normal / "out.png").symlink_to(outside)
+    (normal / "round").symlink_to(root, target_is_directory=True)
+    os.close(os.open(os.fsencode(normal) + b"/caf\xe9.png", os.O_CREAT))
+    put(root / "stray.png")
+    put(root / "test" / "good" / "0.jpg", np.array(Image.open(normal / "3.png")))
+    put(dent / "1.png")
+    put(root / "ground_truth" / "dent" / "1_mask.png", square()[:40])
+    put(dent / "2.png")
+    put(root / "ground_truth" / "dent" / "2_mask.png", square(0))
+    put(root / "ground_truth" / "dent" / "9_mask.png", square())
+    return [
+        ("error", "cut.png", "broken data"),
+        ("error", "empty.png", "an empty file"),
+        ("error", "page.png", "broken data"),
+        ("error", "cut.nii.gz", "EOFError"),
+        ("error", "nan.nii.gz", "1 of 9240 values NaN"),
+        ("warning", "flat.png", "9 everywhere"),
+        ("warning", "tiny.png", "8 x 9 pixels"),
+        ("error", "loop.png", "in a circle"),
+        ("error", "gone.png", "a link to nothing"),
+        ("error", "out.png", "out of the data folder"),
+        ("warning", "round", "a link to a folder"),
+        ("error", "caf\\xe9.png", "an empty file"),
+        ("warning", root.name, "1 images are in no split: stray.png"),
+        ("error", "good-0", "looks like 3 of"),
+        ("error", "1_mask.png", "a mask of 40 x 72"),
+        ("error", "dent/2.png", "its mask is empty"),
+        ("error", "9_mask.png", "a mask without an image"),
+        ("warning", "the data set", "mixes grey and colour images"),
+        ("warning", "the data set", "mixes images and volumes"),
+        ("warning", "the data set", "mixes data types"),
+    ]
+
+
+def test_every_planted_problem_is_named(clean, tmp_path):
+    planted = plant(clean)
+    output = tmp_path / "doctor"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "caal_jax.data.check",
+            f"--config={ROOT / 'configs/folder.py'}",
+            f"--config.data_dir={clean}",
+            f"--output={output}",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 1, done.stderr
+    problems = json.loads((output / "check.json").read_text())["problems"]
+    for level, where, words in planted:
+        hits = [
+            problem
+            for problem in problems
+            if problem["level"] == level
+            and problem["where"].endswith(where)
+            and words in problem["what"]
+        ]
+        assert len(hits) == 1, (where, words, problems)
+        assert words in done.stdout
+    assert len(problems) == len(planted), problems
+    assert (output / "check.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_data_set_that_does_not_load_is_checked_file_by_file(tmp_path):
+    put(tmp_path / "normal" / "a.png")
+    put(tmp_path / "other" / "b.png").write_bytes(b"")
+    found = check(config(tmp_path))
+    assert found.counts == {"files": 2}
+    assert [(Path(p.where).name, p.what[:20]) for p in found.problems] == [
+        ("normal", "found 1 image; expec"),
+        ("b.png", "found an empty file;"),
+    ]
+
+
+def test_many_sizes_become_a_range(tmp_path):
+    for side in range(20, 27):
+        put(tmp_path / "normal" / f"{side}.png", picture()[:side])
+    found = check(config(tmp_path))
+    facts = [fact for fact in found.facts if fact.split == "train"]
+    assert len(facts) == 4
+    assert "size      " + ", ".join(f"{f.shape[0]} x 72 (1)" for f in facts) in summary(found)
+    found.facts = [fact._replace(split="train") for fact in found.facts]
+    assert "size      20 to 26 x 72 to 72 (7 different ones)" in summary(found)
+
+
+def test_all_rows_of_a_table_are_told(tmp_path):
+    for name in "abc":
+        put(tmp_path / f"{name}.png")
+    rows = ["file,split,patient", "a.png,train,p", "b.png,dev,p", "x.png,train,q", "c.png,test,p"]
+    (tmp_path / "cases.csv").write_text("\n".join(rows))
+    found = check(config(tmp_path / "cases.csv"))
+    assert [problem.where.rpartition(" ")[2] for problem in found.problems] == ["3", "4", "5"]
+
+
+def test_patients_in_two_splits_are_an_error(tmp_path):
+    rows = ["file,split,patient,kind"]
+    for index, split in enumerate(["train", "train", "validation", "test", "test"]):
+        put(tmp_path / f"{index}.png")
+        rows.append(f"{index}.png,{split},p{index % 3},normal")
+    (tmp_path / "cases.csv").write_text("\n".join(rows))
+    found = check(config(tmp_path / "cases.csv"))
+    assert [(p.where, p.what) for p in found.problems] == [
+        ("patient p0", "is in train and in test."),
+        ("patient p1", "is in train and in test."),
+    ]
+
+
+def test_dicom_headers_tell_patients_apart(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+
+    def write(name, patient):
+        data = pydicom.Dataset()
+        data.file_meta = pydicom.dataset.FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        data.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
+        data.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+        image = picture()
+        data.Rows, data.Columns = image.shape
+        data.SamplesPerPixel, data.PixelRepresentation = 1, 0
+        data.BitsAllocated, data.BitsStored, data.HighBit = 8, 8, 7
+        data.PhotometricInterpretation = "MONOCHROME2"
+        data.PixelData, data.PatientID = image.tobytes(), patient
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data.save_as(path, enforce_file_format=True)
+
+    def problems():
+        settings = config(tmp_path)
+        settings.validation_fraction = 0.0
+        return [(Path(p.where).name, p.what) for p in check(settings).problems]
+
+    for name, patient in [("normal/0", "A"), ("normal/1", "B"), ("test/good/2", "B")]:
+        write(f"{name}.dcm", patient)
+    assert problems() == [("2.dcm", "of test has the patient id of 1.dcm in train.")]
+    for name in ("normal/0", "normal/1", "test/good/2"):
+        write(f"{name}.dcm", "anonymous")
+    assert problems() == []
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real images are not here")
+def test_a_real_set_has_no_false_alarm():
+    found = check(config(SHARED / "hazelnut_toy"))
+    assert found.problems == []
+    assert sum(found.counts.values()) == len(found.facts) == 44

@@ -1,0 +1,355 @@
+"""Public downloads into records and back: complete, restartable, checked, and fit to train on."""
+
+import json
+import tarfile
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import layouts
+import ml_collections
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from numpy.testing import assert_array_equal
+
+from caal_jax import files, parallel, train
+from caal_jax.data import archives, load_dataset, prepare, public, records
+from caal_jax.data.public import jsrt
+from caal_jax.data.slices import SliceBank
+from caal_jax.defaults import training_config
+from caal_jax.errors import InputError
+from caal_jax.localisers import Localiser
+
+SMALL = 64
+PARTS = {"mood": "brain", "mvtec": "nut", "lgg": "flair", "chestxray14": "all"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small():
+    """Small films, parts of two cases, and programs that are not worth compiling well."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsrt, "SIDE", SMALL)
+        patch.setattr(prepare, "CASES_PER_PART", 2)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def make(name, root):
+    return layouts.jsrt(root, SMALL) if name == "jsrt" else getattr(layouts, name)(root)
+
+
+@pytest.fixture(scope="module", params=list(public.SETS))
+def prepared(request, tmp_path_factory):
+    """(name, folder of the download, folder of its records)"""
+    name, root = request.param, tmp_path_factory.mktemp(request.param)
+    part = f"/{PARTS[name]}" if name == "mvtec" else ""
+    make(name, root / "raw")
+    return name, root / "raw", prepare.prepare(name + part, root / "raw", root / "out")
+
+
+def config(name, root, **fields):
+    option = public.SETS[name].variant
+    base = {"dataset": name, "data_dir": str(root), "validation_fraction": 0.25, "seed": 0}
+    base |= {option: PARTS[name]} if option else {}
+    return ml_collections.ConfigDict({**base, **fields})
+
+
+def test_records_hold_what_the_download_holds(prepared):
+    name, raw, folder = prepared
+    # The output's root names the set as well as the folder of the records itself.
+    root = folder.parents[2 if name in PARTS else 1]
+    direct, again = load_dataset(config(name, raw)), load_dataset(config(name, root))
+    assert again.name == direct.name
+    assert again.test_has_masks == direct.test_has_masks
+    assert (again.stamp, again.notes[-1]) == (direct.stamp, "Read from prepared records.")
+    for split in ("train", "validation", "test"):
+        ids = [[entry.case_id for entry in getattr(data, split)] for data in (direct, again)]
+        assert ids[0] == ids[1]
+        for one, other in zip(getattr(direct, split), getattr(again, split), strict=True):
+            want, got = one.load(), other.load()
+            assert_array_equal(want.image, got.image, strict=True)
+            assert (want.mask is None) == (got.mask is None)
+            assert want.mask is None or (want.mask == got.mask).all()
+            for field in ("label", "kind", "patient", "positions"):
+                assert getattr(want, field) == getattr(got, field)
+            for field in ("spacing_mm", "slice_axis"):
+                assert getattr(want.geometry, field) == getattr(got.geometry, field)
+            assert_array_equal(want.geometry.affine, got.geometry.affine)
+
+
+def test_anybody_can_read_the_records(prepared):
+    name, _, folder = prepared
+    builder = tfds.builder_from_directory(folder)
+    one = public.SETS[name]
+    assert builder.info.name == name
+    assert builder.info.citation.replace("\n", " ") == one.citation
+    assert builder.info.redistribution_info.license == one.licence
+    assert builder.info.homepage == one.homepage
+    source = builder.as_data_source("train")
+    example = source[0]
+    assert example["image"].dtype == one.dtype
+    assert example["image"].ndim == 3
+    assert example["label"] == 0
+    assert example["mask"].size == 0
+    lines = [json.loads(line) for line in (folder / "cases.jsonl").read_text().splitlines()]
+    counted = sum(line["num_records"] for line in lines if line["split"] == "train")
+    assert len(source) == counted == builder.info.splits["train"].num_examples
+    assert len(builder.as_data_source("train[:50%]")) < counted
+
+
+def brightness():
+    """The smallest localiser: one weight on the image."""
+
+    def loss(variables, key, batch):
+        error = jnp.mean((variables["weight"] * batch.image - batch.label) ** 2)
+        return error, {"mean": jnp.mean(batch.image), "label": jnp.mean(batch.label)}
+
+    return Localiser(init=None, loss=loss, sample=None)
+
+
+@pytest.fixture(scope="module")
+def step():
+    """One compiled training step: batch -> (change of the weight, losses)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "build_localiser", lambda config: brightness())
+        options = training_config()
+        options.equalise, options.task, options.num_patches = "none", "cutpaste", 1
+        options.source_jitter, options.warmup_steps = False, 0
+        layout = parallel.plan(1, 4, devices=jax.local_devices()[:1])
+        params = {"weight": np.float32(1.0)}
+        state = {
+            "key": jax.random.key_data(jax.random.key(2)),
+            "params": params,
+            "opt_state": train.build_optimizer(options).init(params),
+            "bad": {"count": np.int32(0), "first": np.uint32(99)},
+        }
+        state = jax.tree.map(lambda a: np.asarray(a)[None], state)
+        lifted = parallel.lift(train.build_step(options, layout), layout)
+
+    def run(batch):
+        batch = jax.tree.map(lambda a: np.asarray(a)[None], batch)
+        new, losses = lifted(state, np.zeros(1, np.uint32), np.zeros(1, np.int32), batch)
+        return float(new["params"]["weight"][0]) - 1, {k: float(v[0]) for k, v in losses.items()}
+
+    return run
+
+
+def test_records_train(prepared, step):
+    name, raw, folder = prepared
+    data, raw_train = load_dataset(config(name, folder)), load_dataset(config(name, raw)).train
+    memory = SliceBank.build(data.train, image_size=16)
+    stream = SliceBank.build(data.train, image_size=16, max_bytes=100)
+    for number in range(3):
+        one, other = (bank.batch(5, number, 4) for bank in (memory, stream))
+        jax.tree.map(lambda a, b: assert_array_equal(a, b, strict=True), one, other)
+        direct = SliceBank.build(raw_train, image_size=16).batch(5, number, 4)
+        jax.tree.map(lambda a, b: assert_array_equal(a, b, strict=True), one, direct)
+    assert (memory.notes, memory.case_ids) == (stream.notes[:-1], stream.case_ids)
+    batch = stream.batch(5, 0, 4)
+    if name != "lidc":
+        # The step's first act on any type, done here so that it is not compiled for each.
+        batch = jax.tree.map(np.float32, batch)
+    change, losses = step(batch)
+    assert np.isfinite(change)
+    assert change != 0
+    assert 0 < losses["mean"] < 1
+    assert losses["label"] > 0
+
+
+@pytest.fixture
+def films(tmp_path):
+    return layouts.jsrt(tmp_path / "raw", SMALL)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_stopped_preparation_goes_on(tmp_path, films, monkeypatch):
+    whole = contents(prepare.prepare("jsrt", films, tmp_path / "whole"))
+    read, seen = jsrt.read_film, []
+
+    def stop_at_the_sixth(path):
+        seen.append(path.stem)
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        return read(path)
+
+    monkeypatch.setattr(jsrt, "read_film", stop_at_the_sixth)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare("jsrt", films, tmp_path / "out")
+    left = tmp_path / "out" / "jsrt"
+    assert [path.name for path in left.iterdir() if path.is_dir()] == [".parts"]
+    assert not list(left.rglob("*.partial"))
+    finished = sorted((left / ".parts").glob("*.array_record"))
+    assert len(finished) == 3
+    # A finished part that the disk damaged is made again, and so is junk of a kill while moving.
+    finished[0].write_bytes(b"x" + finished[0].read_bytes()[1:])
+    (left / "incomplete.ABC_1.0.0").mkdir()
+    seen.clear()
+    seen += ["counting on from ten"] * 10
+    folder = prepare.prepare("jsrt", films, tmp_path / "out")
+    # Nine films: five and the damaged part's two were read before, and three parts were whole.
+    assert len(seen) == 10 + 9 - 3
+    assert contents(folder) == whole
+    assert {path.name for path in left.iterdir()} == {"1.0.0", ".lock"}
+
+
+def test_other_films_start_anew(tmp_path, films, monkeypatch, capsys):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "check_parts", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare("jsrt", films, tmp_path / "out")
+    monkeypatch.undo()
+    monkeypatch.setattr(jsrt, "SIDE", SMALL)
+    (films / "films" / "JPCNN001.IMG").unlink()
+    folder = prepare.prepare("jsrt", films, tmp_path / "out")
+    assert "starting anew" in capsys.readouterr().out
+    assert "JPCNN001" not in (folder / "cases.jsonl").read_text()
+
+
+def test_several_processes_make_the_same_files(tmp_path):
+    layouts.head_ct(tmp_path / "raw")
+    one, two = (
+        prepare.prepare("head_ct", tmp_path / "raw", tmp_path / str(n), processes=n) for n in (1, 2)
+    )
+    assert contents(one) == contents(two)
+
+
+def test_bad_cases_are_skipped_and_counted(tmp_path, films):
+    (films / "films" / "JPCNN002.IMG").write_bytes(b"short")
+    folder = prepare.prepare("jsrt", films, tmp_path / "out")
+    data = load_dataset(config("jsrt", folder))
+    message = "1 cases were skipped in preparation, the first: JPCNN002 ("
+    assert any(note.startswith(message) for note in data.notes)
+    for path in (films / "films").glob("JPCNN*"):
+        path.write_bytes(b"short")
+    with pytest.raises(InputError, match=r"0 usable patient.*skipped JPCNN"):
+        prepare.prepare("jsrt", films, tmp_path / "other")
+
+
+def test_damage_is_told(tmp_path, films, capsys):
+    folder = prepare.prepare("jsrt", films, tmp_path / "out")
+    assert prepare.prepare("jsrt", films, tmp_path / "out") == folder
+    assert "every checksum agrees" in capsys.readouterr().out
+    shard = next(folder.glob("*train*00000-of*"))
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(InputError, match="another checksum"):
+        prepare.prepare("jsrt", films, tmp_path / "out")
+    shard.write_bytes(data[:-1])
+    with pytest.raises(InputError, match=rf"found {len(data) - 1} bytes; expected {len(data)}"):
+        load_dataset(config("jsrt", folder))
+    shard.unlink()
+    with pytest.raises(InputError, match=r"an incomplete folder.*Prepare it again"):
+        load_dataset(config("jsrt", folder))
+
+
+def test_what_cannot_be_prepared(tmp_path, films):
+    out = tmp_path / "out"
+    for name, source, message in [
+        ("jsr", films, "dataset: found 'jsr'; expected mood, jsrt"),
+        ("jsrt/brain", films, "expected jsrt. It has no parts"),
+        ("jsrt", tmp_path / "gone", r"found nothing; expected the public download\. Get it at"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            prepare.prepare(name, source, out)
+    with (
+        files.lock(out / "jsrt"),
+        pytest.raises(InputError, match="another process at work"),
+    ):
+        prepare.prepare("jsrt", films, out)
+
+
+def test_duplicate_ids_are_refused(tmp_path):
+    layouts.mvtec(tmp_path)
+    data = public.SETS["mvtec"].dataset(tmp_path / "nut", validation_fraction=0, seed=0)
+    data.train.append(data.train[0])
+    with pytest.raises(InputError, match=r"the train split: found 2 cases .*each case once"):
+        prepare.make_plan(data)
+
+
+def test_a_patient_on_two_sides_is_refused():
+    def facts(*patients):
+        return {"lines": [{"patient": patient} for patient in patients]}
+
+    plan = [("train", 0, 0, 2), ("train", 1, 2, 3), ("test", 0, 0, 1)]
+    prepare.check_parts(plan, [facts("a", "b"), facts("c"), facts("d")], [])
+    with pytest.raises(InputError, match="splits train and test: found patient c in both"):
+        prepare.check_parts(plan, [facts("a", "b"), facts("c"), facts("c")], [])
+
+
+def test_a_full_disk_leaves_nothing_half_valid(tmp_path, films, monkeypatch):
+    real = prepare.ArrayRecordWriter
+    monkeypatch.setattr(prepare, "ArrayRecordWriter", lambda _, options: real("/dev/full", options))
+    with pytest.raises(InputError, match=r"No space left on device.*finished parts are kept"):
+        prepare.prepare("jsrt", films, tmp_path / "out")
+    assert not (tmp_path / "out" / "jsrt" / "1.0.0").exists()
+
+
+def test_archives_are_unpacked_once(tmp_path, films):
+    want = contents(prepare.prepare("jsrt", films, tmp_path / "plain"))
+    with zipfile.ZipFile(tmp_path / "jsrt.zip", "w") as archive:
+        for path in films.rglob("*.*"):
+            archive.write(path, path.relative_to(films))
+    folder = prepare.prepare("jsrt", tmp_path / "jsrt.zip", tmp_path / "zip")
+    assert contents(folder) == want
+    with tarfile.open(tmp_path / "jsrt.tar.gz", "w:gz") as archive:
+        archive.add(films, "x")
+    folder = prepare.prepare("jsrt", tmp_path / "jsrt.tar.gz", tmp_path / "tar")
+    assert contents(folder) == want
+
+
+@pytest.mark.parametrize("name", ["../out.txt", "/out.txt", "a/../../out.txt"])
+def test_members_that_leave_the_folder_are_refused(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        archive.writestr("good.txt", "good")
+        archive.writestr(name, "bad")
+    with tarfile.open(tmp_path / "bad.tar", "w") as archive:
+        member = tarfile.TarInfo(name)
+        archive.addfile(member)
+    for suffix in ("zip", "tar"):
+        with pytest.raises(InputError, match="which leads out of the folder"):
+            archives.unpack(tmp_path / f"bad.{suffix}", tmp_path / "in")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.tar", "bad.zip"]
+
+
+def test_other_bad_archives(tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "link.tar", "w") as archive:
+        member = tarfile.TarInfo("link")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc"
+        archive.addfile(member)
+    with pytest.raises(InputError, match="link, which is neither a file nor a folder"):
+        archives.unpack(tmp_path / "link.tar", tmp_path / "in")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a", "1" * 1000)
+    data = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "b.zip").write_bytes(data[:-30])
+    (tmp_path / "b.tar.gz").write_bytes(data)
+    for name in ("b.zip", "b.tar.gz"):
+        with pytest.raises(InputError, match="a damaged archive"):
+            archives.unpack(tmp_path / name, tmp_path / "in")
+    free = archives.shutil.disk_usage(tmp_path)._replace(free=999)
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: free)
+    with pytest.raises(InputError, match="1000 bytes once unpacked, with 999 bytes free"):
+        archives.unpack(tmp_path / "a.zip", tmp_path / "in")
+    assert not (tmp_path / "in").exists()
+
+
+def test_values_that_the_type_cannot_hold_are_refused(tmp_path):
+    layouts.mvtec(tmp_path)
+    layouts.put(tmp_path / "nut/train/good/000.png", layouts.picture(0, dtype=np.uint16))
+    data = public.SETS["mvtec"].dataset(tmp_path / "nut", validation_fraction=0, seed=0)
+    case = next(entry for entry in data.train if entry.case_id == "000").load()
+    with pytest.raises(InputError, match="found values of type uint16; expected uint8"):
+        list(records.case_examples(case, "uint8"))
+
+
+def test_records_without_the_library(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tensorflow_datasets", None)
+    with pytest.raises(InputError, match=r"pip install 'caal_jax\[records\]'"):
+        records.tensorflow_datasets()

@@ -1,0 +1,106 @@
+"""Runs in processes of their own that are killed, one fault after the other, and go on."""
+
+import json
+import shutil
+import socket
+import time
+
+import faults
+import jax
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from caal_jax.checkpoint import Checkpoints
+from caal_jax.localise import new_models
+from caal_jax.workdir import read_curve
+
+KILLED = -9
+
+
+@pytest.fixture(scope="module")
+def children(tmp_path_factory):
+    return faults.Children(tmp_path_factory.mktemp("programs"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(children, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
+    assert children.run(workdir) == 0
+    return workdir
+
+
+def test_a_run_killed_everywhere_ends_as_if_nothing_happened(children, unbroken):
+    workdir = unbroken.parent / "killed"
+    assert children.run(workdir, strike=("step", 8)) == KILLED
+    assert children.run(workdir, strike=("save", 3)) == KILLED
+    # The unfinished save is not taken for a checkpoint, and the newest whole one is damaged now.
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        newest, older = checkpoints.steps()
+    assert (newest, older) in ((15, 10), (10, 5))  # the first kill came after or before a save
+    faults.damage(workdir, "truncated", np.random.default_rng(0))
+    assert children.run(workdir, strike=("evaluation", 2)) == KILLED
+    log = (workdir.parent / "killed.log0").read_text()
+    assert f"step {newest} is damaged" in log
+    assert f"from step {older}" in log
+    assert children.run(workdir) == 0
+    expected = faults.outcome(unbroken)
+    assert [line["step"] for line in expected["curve"]] == list(range(2, 21, 2))
+    assert faults.same(faults.outcome(workdir), expected)
+
+
+def test_a_finished_run_is_given_another_member(children, unbroken, tmp_path):
+    workdir = tmp_path / "more"
+    shutil.copytree(unbroken, workdir)
+    changes = {"num_members": 2}
+    assert children.run(workdir, changes=changes, evaluates=False) == 0
+    with Checkpoints(workdir / "members" / "1", read_only=True) as checkpoints:
+        assert checkpoints.members() == (1,)
+        assert checkpoints.latest_step() == faults.STEPS
+    before, after = read_curve(unbroken / "metrics.jsonl"), read_curve(workdir / "metrics.jsonl")
+    assert [line["loss"][0] for line in after] == [line["loss"][0] for line in before]
+    assert all(len(line["loss"]) == 2 and line["loss"][0] != line["loss"][1] for line in after)
+    old, new = (json.loads((w / "decisions.json").read_text()) for w in (unbroken, workdir))
+    assert old["healthy_scores"] != new["healthy_scores"]
+
+
+def two_processes(children, workdir, strikes=(None, None)):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    together = {"evaluates": False, "devices": 4, "address": address, "processes": 2}
+    return [
+        children.start(workdir, strike=strike, number=number, **together)
+        for number, strike in enumerate(strikes)
+    ]
+
+
+def test_two_processes_train_as_one_and_notice_a_death(children, unbroken):
+    workdir = unbroken.parent / "two"
+    first, second = two_processes(children, workdir, strikes=(None, ("step", 12)))
+    second.join()
+    assert second.exitcode == KILLED
+    noticed = time.monotonic()
+    first.join(60)
+    assert first.exitcode is not None, f"still waiting after {time.monotonic() - noticed:.0f} s"
+    assert first.exitcode != 0
+    told = (workdir.parent / "two.log0").read_text()
+    assert "another process of this run" in told or "another task died" in told
+
+    again = two_processes(children, workdir)
+    for process in again:
+        process.join()
+    assert [process.exitcode for process in again] == [0, 0]
+    told = (workdir.parent / "two.log0").read_text()
+    assert "8 devices per member, from step" in told
+    template = jax.eval_shape(lambda: new_models(faults.tiny_config(), 1))
+    models = []
+    for run in (unbroken, workdir):
+        with Checkpoints(run, read_only=True) as checkpoints:
+            models.append(checkpoints.restore(step=faults.STEPS, model=template)[1]["model"])
+    jax.tree.map(lambda a, b: assert_allclose(a, b, atol=1e-6), *models)
+    curves = [read_curve(run / "metrics.jsonl") for run in (unbroken, workdir)]
+    steps = [[line["step"] for line in curve] for curve in curves]
+    assert_array_equal(*steps)
+    losses = [[line["loss"] for line in curve] for curve in curves]
+    assert_allclose(*losses, atol=2e-6)

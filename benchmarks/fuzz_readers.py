@@ -1,6 +1,6 @@
 """Coverage-guided attack on the readers: whatever the bytes, a case or an InputError.
 
-pip install atheris; python benchmarks/fuzz_readers.py -max_total_time=60
+pip install atheris; PYTHONPATH=. python benchmarks/fuzz_readers.py -max_total_time=60
 
 Options are libFuzzer's. Starts from small valid files of every format and the two tables; the first
 byte of an input picks the format, so that one corpus serves them all. Stops at the first exception

@@ -37,7 +37,8 @@ def plain_step(config, layout):
     config.equalise = "none"
     prepare = jax.vmap(build_prepare(config))
 
-    def step(state, number, batch):
+    def step(state, number, part, batch):
+        del part  # batches are whole here
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), number), len(batch.low))
         pair = healthy(prepare(batch.target, batch.low, batch.high).image)
         value = jax.value_and_grad(localiser.loss, has_aux=True)
@@ -45,7 +46,7 @@ def plain_step(config, layout):
         gradient = parallel.mean_over_member(gradient, layout)
         update, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
         params = jax.tree.map(lambda p, u: p + u, state["params"], update)
-        return {"key": state["key"], "params": params, "opt_state": opt_state}, loss
+        return {**state, "params": params, "opt_state": opt_state}, loss
 
     return step
 
@@ -55,16 +56,18 @@ def runner(config, make_step):
     layout = parallel.plan(config.num_members, config.batch_size)
     models = new_models(config, 1)
     state = {**models, "opt_state": jax.vmap(build_optimizer(config).init)(models["params"])}
+    counts = np.zeros(config.num_members, np.int32)
+    state["bad"] = {"count": counts, "first": counts.astype(np.uint32)}
     rounds = parallel.place(parallel.spread(state, layout), layout)
     lifted = parallel.lift(make_step(config, layout), layout, donate_first=True)
     batch = phantom_batch(config.image_size, config.batch_size)
     batch = parallel.stack_batches([batch] * layout.slots, layout)
-    number = np.zeros(layout.used, np.uint32)
+    number, part = np.zeros(layout.used, np.uint32), np.zeros(layout.used, np.int32)
 
     def run():
         losses = []
         for index in range(layout.rounds):
-            rounds[index], loss = lifted(rounds[index], number, batch)
+            rounds[index], loss = lifted(rounds[index], number, part, batch)
             losses.append(loss)
         jax.block_until_ready(losses)
 

@@ -96,8 +96,9 @@ def size_of(case):
 def by_lesion_size(cases):
     """Lesions found at one false alarm per case, by their size: {size: {num_lesions, sensitivity}}.
 
-    cases: `CaseStatistics` with masks; sizes without lesions are left out.
+    Sizes without lesions are left out, and so are cases without masks.
     """
+    cases = [case for case in cases if case.froc is not None]
     lesions = np.concatenate([np.zeros((0, 2)), *(case.lesions for case in cases)])
     counts = np.sum([case.froc for case in cases], axis=0) if cases else np.zeros((2, 2))
     num_bins = len(counts) - 1
@@ -166,8 +167,8 @@ def sensitivity_at_alarms(counts):
 
 def froc_curve(cases):
     """{"false_positives", "sensitivity"}, lists by falling score; None without lesions."""
-    counts = np.sum([case.froc for case in cases], axis=0) if cases else np.zeros((2, 2))
-    if not counts[:, 1].any():
+    counts = np.sum([case.froc for case in cases if case.froc is not None], axis=0)
+    if not np.ndim(counts) or not counts[:, 1].any():
         return None
     alarms, sensitivity = metrics.froc_curve_from_counts(counts)
     corner = np.append(True, (np.diff(alarms) > 0) | (np.diff(sensitivity) > 0))

@@ -11,7 +11,7 @@ from scipy.special import logit
 from caal_jax import metrics
 from caal_jax.breakdown import objects_of
 from caal_jax.confidence.decision import volume_score
-from caal_jax.confidence_results import regions_of, risks_of
+from caal_jax.confidence_results import correlations_of, patches_of, regions_of, risks_of
 from caal_jax.errors import InputError
 from caal_jax.files import write_bytes
 from caal_jax.report.sprites import Sprites
@@ -46,6 +46,8 @@ class CaseStatistics:
     risk: np.ndarray | None = None  # RiskHistogram.statistics by predictive entropy
     epistemic_risk: np.ndarray | None = None  # the same by mutual information
     risks: dict = dataclasses.field(default_factory=dict)  # the same by each uncertainty
+    correlations: dict = dataclasses.field(default_factory=dict)  # of error and uncertainty
+    patches: np.ndarray | None = None  # metrics.patch_counts by predictive entropy
     found_regions: tuple | None = None  # of confidence_results.regions_of
     bars: dict = dataclasses.field(default_factory=dict)  # name -> (statistics or None, score)
     slices: np.ndarray | None = None  # (D, 2): score and truth of each slice of a volume
@@ -156,6 +158,8 @@ def case_statistics(case, prediction, bars):
     found.calibrated, found.losses = calibrated.statistics, calibrated.loss_sums
     found.risks = risks_of(prediction, wrong)
     found.risk, found.epistemic_risk = found.risks["entropy"], found.risks["epistemic"]
+    found.correlations = correlations_of(prediction, mask)
+    found.patches = patches_of(prediction, wrong)
     found.found_regions = regions_of(prediction, mask, case.geometry.spacing_mm)
     found.bars = {
         name: (metrics.bin_counts(np.clip(values, 0, 1), mask), score)

@@ -7,6 +7,7 @@ from scipy.special import entr, logit
 
 from caal_jax import metrics
 from caal_jax.confidence.summaries import find_regions
+from caal_jax.metrics.inputs import chunks
 
 LN2 = float(np.log(2))
 # The largest value of each uncertainty of a pixel. The entropy of the mean and the probability
@@ -31,24 +32,42 @@ def risk_scale(uncertainty, upper):
     return np.clip((1 - logit(share) / logit(floor)) / 2, 0.0, 1.0)
 
 
-def risks_of(prediction, wrong):
-    """Errors by each uncertainty of a case: {name: `RiskHistogram.statistics`}.
-
-    wrong: bool, of the shape of the prediction's maps.
-    """
-    maps = {
-        "entropy": prediction.epistemic + prediction.aleatoric,
+def _uncertainty_maps(prediction):
+    return {
         "probability": prediction.anomaly,
         "epistemic": prediction.epistemic,
         "aleatoric": prediction.aleatoric,
         "std": prediction.std,
     }
-    return {
-        name: metrics.RiskHistogram(RISK_BINS, upper=1.0)
-        .update(wrong, risk_scale(values, UNCERTAINTIES[name]))
-        .statistics
-        for name, values in maps.items()
-    }
+
+
+def risks_of(prediction, wrong):
+    """Errors by each uncertainty of a case: {name: `RiskHistogram.statistics`}.
+
+    wrong: bool, of the shape of the prediction's maps.
+    """
+    maps = _uncertainty_maps(prediction)
+    found = {name: metrics.RiskHistogram(RISK_BINS, upper=1.0) for name in UNCERTAINTIES}
+    for errors, *values in chunks(wrong.ravel(), *(one.ravel() for one in maps.values())):
+        part = dict(zip(maps, values, strict=True))
+        part["entropy"] = part["epistemic"] + part["aleatoric"]
+        for name, histogram in found.items():
+            histogram.update(errors, risk_scale(part[name], UNCERTAINTIES[name]))
+    return {name: histogram.statistics for name, histogram in found.items()}
+
+
+def correlations_of(prediction, mask):
+    """Spearman's correlation of |probability - truth| with each uncertainty of a case, by name."""
+    maps = _uncertainty_maps(prediction)
+    maps["entropy"] = maps["epistemic"] + maps["aleatoric"]
+    error = np.abs(prediction.anomaly - mask)
+    return {name: metrics.error_correlation(error, maps[name]) for name in UNCERTAINTIES}
+
+
+def patches_of(prediction, wrong):
+    """`metrics.patch_counts` by the predictive entropy; half of its largest value is uncertain."""
+    entropy = prediction.epistemic + prediction.aleatoric
+    return metrics.patch_counts(wrong, entropy, threshold=LN2 / 2)
 
 
 def regions_of(prediction, mask, spacing_mm):
@@ -119,6 +138,9 @@ PLAIN = {
     "brier_reliability": ("calibrated", functools.partial(_brier_part, which=0)),
     "brier_resolution": ("calibrated", functools.partial(_brier_part, which=1)),
     "brier_uncertainty": ("calibrated", functools.partial(_brier_part, which=2)),
+    "patch_accurate_given_certain": ("patches", metrics.accurate_given_certain),
+    "patch_uncertain_given_wrong": ("patches", metrics.uncertain_given_wrong),
+    "patch_pavpu": ("patches", metrics.pavpu),
     "risk_at_coverage_80": (
         "risk",
         functools.partial(metrics.risk_at_coverage_from_statistics, coverage=0.8),
@@ -167,6 +189,7 @@ def by_uncertainty(cases, groups):
     """How well each uncertainty of UNCERTAINTIES finds wrong pixels: {name: numbers}.
 
     error_auroc_per_image: the mean over images that have both wrong and right pixels.
+    error_correlation: Spearman's, of |probability - truth| with it, the mean over images.
     gain: error AUROC above that of the entropy, which needs neither samples nor members.
     """
     if not cases:
@@ -178,13 +201,14 @@ def by_uncertainty(cases, groups):
         risks = np.stack([case.risks[name] for case in cases])
         total = risks.sum(0)
         per_image = [metrics.error_auroc_from_statistics(one) for one in risks]
-        defined = [value for value in per_image if not np.isnan(value)]
+        correlations = [case.correlations[name] for case in cases]
         row = {
             "aurc": metrics.aurc_from_statistics(total),
             "excess_aurc": metrics.excess_aurc_from_statistics(total),
             "error_auroc": metrics.error_auroc_from_statistics(total),
             "error_ap": metrics.error_average_precision_from_statistics(total),
-            "error_auroc_per_image": np.mean(defined) if defined else np.nan,
+            "error_auroc_per_image": _mean_of_defined(per_image),
+            "error_correlation": _mean_of_defined(correlations),
         }
         found[name] = {key: number(value) for key, value in row.items()}
         if name != "entropy":
@@ -287,6 +311,11 @@ def _with_interval(name, statistics, metric, groups):
     low, high = metrics.bootstrap_interval(statistics, metric, **groups)
     value = metric(statistics.sum(0))
     return {name: number(value), f"{name}_ci95": [number(low), number(high)]}
+
+
+def _mean_of_defined(values):
+    kept = [value for value in values if not np.isnan(value)]
+    return np.mean(kept) if kept else np.nan
 
 
 def _mean(values):

@@ -14,7 +14,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from caal_jax import exported, files
 from caal_jax.confidence import belief as beliefs
@@ -28,9 +28,15 @@ from caal_jax.localise import (
     build_sample,
     read_members,
 )
+from caal_jax.report.tables import stamp_of
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 ARTEFACT, LOADER, CARD = "model.jaxexport", "load_model.py", "model_card.md"
+MAIN_METRICS = {
+    "pixel": ("ap", "prevalence", "auroc", "aupro", "best_dice", "fpr95"),
+    "image": ("ap", "prevalence", "auroc"),
+    "confidence": ("ece", "brier", "nll", "aurc", "error_auroc"),
+}
 _exactly = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -234,8 +240,8 @@ def model_card(run, workdir):
             f"found = predict(images, spacing_mm=(1, 1))  # images: (B, N, H, W, {run.channels})",
             "```",
             "",
-            f"Runs on {', '.join(PLATFORMS)}; written by jax {jax.__version__}, which promises to"
-            " read it for at least six months of later versions. Give grey levels and data type"
+            f"`pip install jax flatbuffers numpy`. Made for {', '.join(PLATFORMS)}; written by jax"
+            f" {jax.__version__}, which promises to read it for at least six months of later versions. Give grey levels and data type"
             " as they are in the file, slices cut along the same axis as in training. Answers:"
             " `anomaly` (calibrated probability per pixel), `epistemic` and `aleatoric`"
             " (uncertainty in nats), `foreground`, `score`, `score_std`, `probability`, `p_value`"
@@ -275,20 +281,24 @@ def facts(run, data):
 
 
 def result_lines(results):
-    """The metrics with their intervals as a Markdown table."""
-    lines = ["| metric | value | 95 % interval |", "| --- | --- | --- |"]
-    for section in ("pixel", "image", "confidence"):
-        for name, value in results[section].items():
-            if isinstance(value, int | float):
-                ends = results[section].get(f"{name}_ci95") or [None, None]
+    """The main metrics with their intervals as a Markdown table, and what to know about them."""
+    stamp, sentence = stamp_of(results)
+    lines = [f"**{stamp.upper()}**: {sentence}", ""] if stamp else []
+    lines += ["| metric | value | 95 % interval |", "| --- | --- | --- |"]
+    for section, names in MAIN_METRICS.items():
+        found = results.get(section, {})
+        for name in names:
+            if found.get(name) is not None:
+                ends = found.get(f"{name}_ci95") or [None, None]
                 shown = "" if None in ends else f"{ends[0]:.3f} to {ends[1]:.3f}"
-                lines.append(f"| {section} {name} | {value:.3f} | {shown} |")
-    return lines
+                lines.append(f"| {section} {name} | {found[name]:.3f} | {shown} |")
+    return [*lines, "", *(f"- {note}" for note in results["data"].get("notes", ()))]
 
 
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; options start with --")
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of its work at INFO
     try:
         path = export(flags.FLAGS.workdir, flags.FLAGS.output)
     except InputError as error:

@@ -10,6 +10,15 @@ MAX_BYTES = 2**20
 
 
 def get_config(path):
+    """`read_config`, for ml_collections; any error is a plain ValueError."""
+    try:
+        return read_config(path)
+    except InputError as error:
+        # ml_collections makes a new error of the same type with its own text alone.
+        raise ValueError(str(error)) from error
+
+
+def read_config(path):
     """The config in a JSON file; fields that it does not name keep their defaults.
 
     Nothing in the file is run. Raises: InputError for a file that is too large or no config, and

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from tqdm import tqdm
 
 from caal_jax import files, report
@@ -184,6 +184,7 @@ def output_names(paths, source):
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; options start with --")
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of its work at INFO
     try:
         rows, skipped = predict(WORKDIR.value, INPUT.value, OUTPUT.value, maps=MAPS.value)
     except InputError as error:

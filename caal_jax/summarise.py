@@ -59,7 +59,7 @@ def summarise(config, cases):
     results |= {
         "by_kind": by_kind(cases, resampling),
         "by_size": by_size(cases, resampling),
-        "by_lesion_size": breakdown.by_lesion_size(masked),
+        "by_lesion_size": breakdown.by_lesion_size(cases),
         "by_score": breakdown.by_score(cases),
     }
     for table in ("by_kind", "by_size"):
@@ -140,7 +140,7 @@ def image_metrics(config, cases):
             seed=config.seed,
             clusters=np.array([case.patient for case in cases]),
         )
-        found |= {name: number(exact(scores, labels)), f"{name}_ci95": [low, high]}
+        found |= {name: number(exact(scores, labels)), f"{name}_ci95": [number(low), number(high)]}
     if len({case.patient for case in cases}) == len(cases):
         # Needs independent images; NaN where the AUROC is 0 or 1.
         found["auroc_delong_ci95"] = [*map(number, metrics.delong_interval(scores, labels))]
@@ -202,13 +202,19 @@ def _against_normal(cases, chosen, resampling):
             clusters=groups_of(both)["clusters"],
             **resampling,
         )
-        row |= {"image_auroc": number(metrics.roc_auc(scores, labels)), "image_auroc_ci95": [*ends]}
+        row |= {
+            "image_auroc": number(metrics.roc_auc(scores, labels)),
+            "image_auroc_ci95": [*map(number, ends)],
+        }
     if all(case.has_mask for case in both):
         ranks, metric = statistics_of(both, "rank"), metrics.average_precision_from_counts
         pooled = ranks.sum(axis=0)
         ends = metrics.bootstrap_interval(ranks, metric, **groups_of(both), **resampling)
         row |= {"pixel_ap": number(metric(pooled)), "pixel_ap_ci95": [*map(number, ends)]}
         row["prevalence"] = number(pooled[:, 1].sum() / pooled[:, :2].sum())
+        regions, froc = (statistics_of(both, field).sum(axis=0) for field in ("regions", "froc"))
+        row["pixel_aupro"] = number(metrics.aupro_from_counts(regions))
+        row["sensitivity_at_1_alarm"] = number(metrics.froc_from_counts(froc, rates=(1.0,)))
     if any(case.verdict for case in own):
         row["found"] = sum(case.verdict == "abnormal" for case in own)
     return row
@@ -273,7 +279,7 @@ def _curves(cases, resampling, results):
         curves["roc"] = _thin(false, false_positive_rate=false, true_positive_rate=true) | {
             "band": band("rank", tpr_at_fpr)
         }
-    froc = breakdown.froc_curve([case for case in cases if case.froc is not None])
+    froc = breakdown.froc_curve(cases)
     if froc is not None:
         ends = band("froc", breakdown.sensitivity_at_alarms)
         curves["froc"] = froc | {"band": ends | {"x": breakdown.FROC_GRID.tolist()}}

@@ -32,12 +32,8 @@ create() {
   gcloud compute tpus tpu-vm scp /tmp/caal_jax.tar.gz "$TPU": --zone="$ZONE" --worker=all
   everywhere "set -e
     command -v gcsfuse >/dev/null || {
-      echo 'deb [signed-by=/usr/share/keyrings/cloud.google.asc]' \
-        https://packages.cloud.google.com/apt gcsfuse-jammy main \
-        | sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-      curl -fsSL https://packages.cloud.google.com/apt/doc/apt-key.gpg \
-        | sudo tee /usr/share/keyrings/cloud.google.asc >/dev/null
-      sudo apt-get -qq update && sudo apt-get -qq install -y gcsfuse python3-venv
+      echo 'error: no gcsfuse on this image; choose one that has it as SOFTWARE' >&2
+      exit 2
     }
     sudo mkdir -p /mnt/bucket && sudo chown \$USER /mnt/bucket
     gcsfuse --implicit-dirs $BUCKET /mnt/bucket

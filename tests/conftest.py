@@ -3,6 +3,8 @@
 import atexit
 import json
 import shutil
+import socket
+import sys
 import tempfile
 
 import jax
@@ -18,6 +20,21 @@ _CACHE = tempfile.mkdtemp(prefix="caal_jax_tests_")
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 jax.config.update("jax_compilation_cache_dir", _CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _stay_offline(event, arguments):
+    """Nothing that is tested may need a network: only this machine can be talked to."""
+    if event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):
+        host = arguments[1][0]
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        host = arguments[0]
+    else:
+        return
+    if host not in (None, "", "localhost", "127.0.0.1", "::1", b"localhost", socket.gethostname()):
+        raise PermissionError(f"a test reaches for the network: {event} {host!r}")
+
+
+sys.addaudithook(_stay_offline)
 
 
 @pytest.fixture(scope="session")

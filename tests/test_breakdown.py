@@ -17,10 +17,10 @@ CONFIG = SimpleNamespace(num_resamples=60, seed=0)
 
 
 def made_up(number, size):
-    """A case of 64 x 64 with a square anomaly of `size`, and a map that is half right about it."""
+    """A case of 64 x 64 with a square anomaly of `size`, and a map that is a little right."""
     mask = np.zeros((64, 64), bool)
     mask[20 : 20 + size, 30 : 30 + size] = True
-    scores = np.clip(0.3 * mask + 0.7 * RNG.beta(2, 4, mask.shape), 0, 1)
+    scores = np.clip(0.15 * mask + 0.85 * RNG.beta(2, 4, mask.shape), 0, 1)
     case = CaseStatistics(
         case_id=f"case{number}",
         patient=f"patient{number // 2}",
@@ -149,6 +149,11 @@ def test_rows_have_intervals_or_reasons(summary):
             for name in ("pixel_ap", "image_auroc"):
                 low, high = row[f"{name}_ci95"]
                 assert low <= row[name] <= high
+    # One kind only: its row has what the whole has.
+    results = summary[0]
+    row = results["by_kind"]["square"]
+    assert row["pixel_aupro"] == results["pixel"]["aupro"]
+    assert row["sensitivity_at_1_alarm"] == results["object"]["sensitivity_at_1_alarm"]
     abnormal = [case for case in CASES if case.label]
     results, _ = summarise(CONFIG, [replace(abnormal[0], has_mask=False), *abnormal[1:]])
     assert results["by_kind"]["square"]["image_auroc"] is None

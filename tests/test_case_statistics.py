@@ -1,6 +1,7 @@
 """What is kept of a case comes back as it was; curves and their bands say what they should."""
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,7 +29,12 @@ def volume(depth=9, height=40, width=30, seed=0):
     truth = np.zeros((depth, height, width), bool)
     truth[6, 10:20, 5:9] = True
     image = np.broadcast_to(np.linspace(0, 1, width), truth.shape)[..., None]
-    return image, truth, np.where(truth, 0.8, 0.1), ndimage.gaussian_filter(0.2 * rng.random(truth.shape), 2)
+    return (
+        image,
+        truth,
+        np.where(truth, 0.8, 0.1),
+        ndimage.gaussian_filter(0.2 * rng.random(truth.shape), 2),
+    )
 
 
 def assert_same(one, other):
@@ -73,15 +79,26 @@ def test_a_case_comes_back_as_it_was(tmp_path):
     assert not (tmp_path / "b.npz").exists()
 
 
+class Bomb:
+    """Pickled, it makes a file where it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
 def test_damaged_or_foreign_statistics_are_refused(tmp_path):
     full_case().save(tmp_path / "a.npz")
     data = (tmp_path / "a.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(data[: len(data) // 2])
-    np.savez(tmp_path / "pickle.npz", facts=np.array([{"a": 1}], object))
+    np.savez(tmp_path / "pickle.npz", facts=np.array([Bomb(tmp_path / "gone off")], object))
     np.savez(tmp_path / "other.npz", facts=np.array('{"case_id": "a"}'))
     for name in ("cut", "pickle", "other"):
         with pytest.raises(InputError, match="statistics of a case"):
             CaseStatistics.load(tmp_path / f"{name}.npz")
+    assert not (tmp_path / "gone off").exists()
 
 
 def test_only_an_interrupted_evaluation_of_the_same_run_goes_on(tmp_path):
@@ -166,6 +183,8 @@ def test_the_gallery_shows_best_and_worst_and_nobody_twice():
     assert len(why) == len(chosen) == 6
     assert [key for key, value in why.items() if value == "best"] == ["0", "1"]
     assert [key for key, value in why.items() if value == "worst"] == ["2", "3"]
+    few = [card.case_id for card, _ in choose_gallery(cards[:3], each=2)]
+    assert few == ["0", "1", "2"]
 
 
 def test_without_probabilities_the_error_is_the_share_of_wrong_pairs():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from scipy.special import expit, logit
+from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from caal_jax import confidence_results as results
@@ -86,6 +87,12 @@ MAPS = {
     "aleatoric": pooled(lambda _, prediction: prediction.aleatoric),
     "std": pooled(lambda _, prediction: prediction.std),
 }
+PATCHES = sum(
+    metrics.patch_counts(
+        (one.anomaly >= 0.5) != case.mask, entropy(np.float64(one.anomaly)), threshold=LN2 / 2
+    )
+    for case, one in MADE
+)
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -99,16 +106,19 @@ def test_every_uncertainty_is_judged_by_the_pixels_it_finds(found, name):
     }
     for key, value in wanted.items():
         assert_allclose(row[key], value, atol=5e-3, err_msg=key)
-    per_image = []
+    per_image, correlations = [], []
     for case, prediction in MADE:
         wrong = (prediction.anomaly >= 0.5) != case.mask
         own = {"entropy": prediction.epistemic + prediction.aleatoric}.get(name)
         own = (
             getattr(prediction, {"probability": "anomaly"}.get(name, name)) if own is None else own
         )
+        error = np.abs(prediction.anomaly - case.mask)
+        correlations.append(spearmanr(error.ravel(), own.ravel()).statistic)
         if wrong.any() and not wrong.all():
             per_image.append(roc_auc_score(wrong.ravel(), own.ravel()))
     assert_allclose(row["error_auroc_per_image"], np.mean(per_image), atol=2e-3)
+    assert_allclose(row["error_correlation"], np.mean(correlations), rtol=1e-6)
     if name != "entropy":
         plain = roc_auc_score(WRONG, MAPS["entropy"])
         assert_allclose(row["gain"], wanted["error_auroc"] - plain, atol=2e-3)
@@ -131,6 +141,9 @@ def test_pixels_are_calibrated_as_the_exact_metrics_say(found):
         "brier_uncertainty": parts.uncertainty,
         "nll": metrics.negative_log_likelihood(MEAN, TRUTH),
         "risk_at_coverage_80": metrics.risk_at_coverage(WRONG.astype(float), MAPS["entropy"], 0.8),
+        "patch_pavpu": metrics.pavpu(PATCHES),
+        "patch_accurate_given_certain": metrics.accurate_given_certain(PATCHES),
+        "patch_uncertain_given_wrong": metrics.uncertain_given_wrong(PATCHES),
         "risk_at_coverage_95": metrics.risk_at_coverage(WRONG.astype(float), MAPS["entropy"], 0.95),
     }
     for name, value in wanted.items():

@@ -82,6 +82,10 @@ def test_a_run_leaves_what_it_promises(finished):
     assert json.loads((workdir / "metrics.json").read_text()) == results
     for section, keys in DESIGN_KEYS.items():
         assert keys <= results[section].keys()
+    confidence = results["confidence"]
+    assert {"by_uncertainty", "image", "region", "held_out"} <= confidence.keys()
+    assert {"ece", "nll", "std_coverage_90", "image_auroc"} <= confidence["held_out"].keys()
+    assert (workdir / "predictions" / "regions.csv").read_text().startswith("case_id,region,")
     assert results["data"]["is_phantom"]
     for name in ("config.json", "metrics.jsonl", "decisions.json", "report.html"):
         assert (workdir / name).stat().st_size > 0

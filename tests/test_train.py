@@ -11,6 +11,7 @@ from scipy import ndimage
 from caal_jax import parallel, train
 from caal_jax.data.slices import Batch
 from caal_jax.defaults import training_config
+from caal_jax.errors import InputError
 from caal_jax.localisers import Localiser
 from caal_jax.synthesis import TASKS
 from caal_jax.synthesis.guidance import WAYS
@@ -234,3 +235,58 @@ def test_the_learning_rate_warms_up_and_decays():
     assert float(rate(10)) == pytest.approx(1.0)
     assert float(rate(55)) == pytest.approx(0.5, abs=1e-3)
     assert float(rate(100)) == pytest.approx(0.0, abs=1e-6)
+
+
+def easy_steps(monkeypatch, target, *, parts=1, **changes):
+    """One whole step of the smallest localiser, in `parts`: the new state, as NumPy."""
+    monkeypatch.setattr(train, "build_localiser", lambda config: brightness())
+    config = config_of(warmup_steps=0, accumulation=parts, task="cutpaste", **changes)
+    layout = parallel.plan(1, 8 // parts, devices=jax.local_devices()[:2])
+    ends = np.zeros(8, np.float32), np.ones(8, np.float32)
+    batch = Batch(target, PAIR[1], *ends, *ends, np.arange(8))
+    params = {"weight": np.ones((), np.float32)}
+    state = {
+        "key": np.asarray(jax.random.key_data(jax.random.key(2))),
+        "params": params,
+        "opt_state": build_optimizer(config).init(params),
+        "bad": {"count": np.int32(0), "first": np.uint32(99)},
+    }
+    if parts > 1:
+        state["sum"] = {"weight": np.zeros((), np.float32)}
+    (state,) = parallel.spread(jax.tree.map(lambda a: np.asarray(a)[None], state), layout)
+    step = parallel.lift(build_step(config, layout), layout)
+    size = 8 // parts
+    for part in range(parts):
+        share = jax.tree.map(lambda a, p=part: a[p * size : (p + 1) * size], batch)
+        number, which = np.full(2, 7, np.uint32), np.full(2, part, np.int32)
+        state, _ = step(state, number, which, parallel.stack_batches([share], layout))
+    return jax.tree.map(lambda a: np.asarray(a)[0], state)
+
+
+def test_a_batch_in_parts_is_the_same_step(monkeypatch):
+    whole = easy_steps(monkeypatch, PAIR[0])
+    assert whole["params"]["weight"] != 1
+    parts = easy_steps(monkeypatch, PAIR[0], parts=4)
+    assert_allclose(parts["params"]["weight"], whole["params"]["weight"], atol=1e-7)
+    moments = [jax.tree.leaves(state["opt_state"]) for state in (parts, whole)]
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-5, atol=1e-9), *moments)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_nan_is_counted_and_leaves_no_trace_if_so_wished(monkeypatch, parts):
+    target = PAIR[0].copy()
+    target[3] = np.nan
+    options = {"parts": parts, "clean_fraction": 1.0}
+    state = easy_steps(monkeypatch, target, **options)
+    assert (state["bad"]["count"], state["bad"]["first"]) == (1, 7)
+    assert np.isnan(state["params"]["weight"])
+    state = easy_steps(monkeypatch, target, skip_nonfinite=True, **options)
+    assert (state["bad"]["count"], state["bad"]["first"]) == (1, 7)
+    assert state["params"]["weight"] == 1
+    untouched = build_optimizer(config_of()).init(state["params"])
+    jax.tree.map(assert_array_equal, state["opt_state"], untouched)
+
+
+def test_a_batch_that_does_not_split_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"config\.accumulation: found 3"):
+        train.train(config_of(accumulation=3), tmp_path, None)

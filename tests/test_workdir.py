@@ -10,7 +10,7 @@ from caal_jax import workdir as workdirs
 from caal_jax.checkpoint import Checkpoints
 from caal_jax.defaults import training_config
 from caal_jax.errors import InputError
-from caal_jax.json_config import get_config
+from caal_jax.json_config import read_config
 from caal_jax.workdir import Curve, Part, claim, join_curves, member_numbers, parts_to_train
 
 
@@ -168,7 +168,7 @@ def test_a_run_s_json_is_a_config_again(tmp_path):
     config = config_of(learning_rate=0.1, task="fpi")
     config.region = "brain"
     path.write_text(config.to_json())
-    assert get_config(str(path)).to_dict() == config.to_dict()
+    assert read_config(str(path)).to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -184,4 +184,4 @@ def test_other_json_is_refused(tmp_path, text, message):
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
-        get_config(str(path))
+        read_config(str(path))

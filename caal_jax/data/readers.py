@@ -135,7 +135,8 @@ def read_image(path, *, slice_axis=2, max_bytes=MAX_BYTES):
 
 def _read(path, slice_axis, max_bytes):
     if path.is_dir():
-        paths = dicom_files([child for child in path.iterdir() if child.is_file()])
+        children = [child for child in path.iterdir() if child.is_file()]
+        paths = dicom_files([child for child in children if not child.name.startswith(".")])
         if not is_series(paths):
             raise InputError(
                 path,

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 from caal_jax.localisers.deterministic import deterministic
 from caal_jax.localisers.heads import mean_and_std
 from caal_jax.localisers.layers import (
+    ConvTranspose,
     crop,
     drop_channels,
     group_norm,
     interpolate_aligned,
+    max_pool,
     pad_to_multiple,
 )
 
@@ -57,16 +59,8 @@ class NSAResNet18(nn.Module):
             )
 
         def double(features, size):
-            # torch's padding of size // 2 and output padding of 1.
-            return nn.ConvTranspose(
-                features,
-                (size, size),
-                (2, 2),
-                padding=[(size - 1 - size // 2, size - size // 2)] * 2,
-                use_bias=False,
-                kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform"),
-                dtype=self.dtype,
-            )
+            init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+            return ConvTranspose(features, size, init, self.dtype)
 
         def residual(x, features, first, changes):
             nonlocal block
@@ -83,7 +77,7 @@ class NSAResNet18(nn.Module):
 
         x = conv(w, 7, 2)(pad_to_multiple(images, (32, 32)))
         x = nn.relu(self.norm(x, self.dtype))
-        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        x = max_pool(x)
         for features, stride in ((w, 1), (2 * w, 2), (4 * w, 2), (8 * w, 2)):
             x = residual(x, features, functools.partial(conv, stride=stride), stride == 2)
             x = residual(x, features, conv, False)

@@ -264,7 +264,7 @@ def phiseg(*, width=32, depth=7, latent_levels=5, head=None, compute_dtype="floa
         return total + kl, {**parts, "kl": kl}
 
     def sample(variables, key, images, num_samples):
-        batch, sizes = len(images), images.shape[1:-1]
+        batch, sizes = images.shape[0], images.shape[1:-1]
         images = pad(images)
         maps = net.apply(variables, images, method="encode")
         noise = draw_noise(key, images.shape[1:-1])

@@ -48,7 +48,9 @@ class Combine(nn.Module):
     @nn.compact
     def __call__(self, x, z):
         features, spatial = x.shape[-1], x.ndim - 2
-        z = jnp.broadcast_to(z.reshape(len(z), *[1] * spatial, -1), (*x.shape[:-1], z.shape[-1]))
+        z = jnp.broadcast_to(
+            z.reshape(z.shape[0], *[1] * spatial, -1), (*x.shape[:-1], z.shape[-1])
+        )
         x = jnp.concatenate([x, z.astype(x.dtype)], -1)
         for _ in range(3):
             x = Unit(features, 1, dtype=self.dtype)(x)
@@ -128,7 +130,7 @@ def probabilistic_unet(*, width=32, depth=7, head=None, compute_dtype="float32")
         return head.total(parts) + kl, {**parts, "kl": kl}
 
     def sample(variables, key, images, num_samples):
-        batch, sizes = len(images), images.shape[1:-1]
+        batch, sizes = images.shape[0], images.shape[1:-1]
         maps, prior = net.apply(variables, pad(images), method="encode")
         noise = jnp.zeros((batch, LATENT_SIZE))
         if num_samples > 1:

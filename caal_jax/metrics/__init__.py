@@ -50,6 +50,13 @@ from caal_jax.metrics.objects import (
     object_counts,
     pointing_game,
 )
+from caal_jax.metrics.patches import (
+    accurate_given_certain,
+    error_correlation,
+    patch_counts,
+    pavpu,
+    uncertain_given_wrong,
+)
 from caal_jax.metrics.ranking import (
     average_precision,
     average_precision_from_counts,
@@ -100,6 +107,7 @@ __all__ = [
     "RiskHistogram",
     "ScoreHistogram",
     "SpreadHistogram",
+    "accurate_given_certain",
     "aupimo",
     "aupimo_from_counts",
     "aupro",
@@ -134,6 +142,7 @@ __all__ = [
     "error_auroc",
     "error_auroc_from_statistics",
     "error_average_precision_from_statistics",
+    "error_correlation",
     "excess_aurc",
     "excess_aurc_from_statistics",
     "expected_calibration_error",
@@ -158,6 +167,8 @@ __all__ = [
     "object_counts",
     "paired_bootstrap",
     "paired_image_bootstrap",
+    "patch_counts",
+    "pavpu",
     "pointing_game",
     "rank_counts",
     "resample_weights",
@@ -168,4 +179,5 @@ __all__ = [
     "roc_auc",
     "roc_auc_from_counts",
     "size_group",
+    "uncertain_given_wrong",
 ]

@@ -86,7 +86,7 @@ def _count_magnitudes(scores, labels, weights):
     np.subtract(np.diff(at, append=keys.size), true, out=counts[:, 0])
     counts[:, 1] = true
     if weights is not None:
-        order = np.argsort(scores[labels], kind="stable")
+        order = np.argsort(scores[labels])  # equals share an entry in any order
         entry = np.repeat(np.arange(at.size), true)
         counts[:, 1] = np.bincount(entry, weights[order], at.size)
     return counts, (keys[at] >> unsigned(1)).view(scores.dtype)

@@ -55,37 +55,34 @@ def aupro(maps, masks, fpr_limit=0.3):
     Paper: Bergmann et al. 2021 (doi:10.1007/s11263-020-01400-4). Reference: MVTec's evaluation.
     """
     pairs = list(check_maps(maps, masks))
-    cut = _below_limit(pairs, fpr_limit)
-    scores, labels, weights = [np.empty(0, np.float32)], [np.empty(0, bool)], [np.empty(0)]
+    weights = np.concatenate([np.empty(0), *(region_weights(mask) for _, mask in pairs)])
+    normal = sum(mask.size for _, mask in pairs) - weights.size
+    # Sorting is what takes the time, and normal pixels past the limit cannot matter.
+    scores, labels = _at_or_above(pairs, _probable_cut(pairs, fpr_limit))
+    if labels.size - weights.size <= fpr_limit * normal:
+        scores, labels = _at_or_above(pairs, -np.inf)
+    counts, _ = rank_counts(scores, labels, positive_weights=weights)
+    left_out = normal + weights.size - labels.size
+    return float(aupro_from_counts(np.concatenate([[[left_out, 0.0]], counts]), fpr_limit))
+
+
+def _probable_cut(pairs, fpr_limit):
+    """A score at which the false positive rate, going by every eighth pixel, is past the limit."""
+    sample = [one.ravel()[::8][~mask.ravel()[::8]] for one, mask in pairs]
+    sample = np.concatenate([np.empty(0, np.float32), *sample])
+    rank = int(sample.size * (1 - fpr_limit - 0.01))
+    return np.partition(sample, rank)[rank] if rank > 0 else -np.inf
+
+
+def _at_or_above(pairs, cut):
+    """Scores and labels of the pixels with a score >= cut, and of all anomalous ones."""
+    scores, labels = [np.empty(0, np.float32)], [np.empty(0, bool)]
     for one, mask in pairs:
         # `compress` takes a fifth of the time of a boolean index.
         kept = ((one >= cut) | mask).ravel()
         scores.append(np.compress(kept, one))
         labels.append(np.compress(kept, mask))
-        weights.append(region_weights(mask))
-    labels = np.concatenate(labels)
-    counts, _ = rank_counts(
-        np.concatenate(scores), labels, positive_weights=np.concatenate(weights)
-    )
-    left_out = sum(mask.size for _, mask in pairs) - labels.size
-    counts = np.concatenate([[[left_out, 0.0]], counts])
-    return float(aupro_from_counts(counts, fpr_limit))
-
-
-def _below_limit(pairs, fpr_limit):
-    """A score at which the false positive rate is surely past the limit, or -inf.
-
-    Normal pixels under it cannot matter for the area, and sorting them is what takes the time.
-    """
-    sample = [one.ravel()[::8][~mask.ravel()[::8]] for one, mask in pairs]
-    sample = np.concatenate([np.empty(0, np.float32), *sample])
-    rank = int(sample.size * (1 - fpr_limit - 0.01))
-    if rank <= 0:
-        return -np.inf
-    cut = np.partition(sample, rank)[rank]
-    normal = sum(np.count_nonzero(~mask) for _, mask in pairs)
-    above = sum(np.count_nonzero((one >= cut) & ~mask) for one, mask in pairs)
-    return cut if above > fpr_limit * normal else -np.inf
+    return np.concatenate(scores), np.concatenate(labels)
 
 
 class RegionHistogram:

@@ -114,7 +114,7 @@ def inline_svg(svg, prefix):
 
 
 def draw_plot(plot, data, stamp):
-    """The plot as SVG bytes, or None where there is nothing to draw."""
+    """The plot as bytes of an SVG and of a PNG, or None where there is nothing to draw."""
     with matplotlib.rc_context(STYLE):
         figure = new_figure((4.6, 3.6), layout="constrained")
         if not data or not plot.draw(figure, data):
@@ -122,7 +122,7 @@ def draw_plot(plot, data, stamp):
         # A strip for the stamp, which must not cover the axis label.
         figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))
         stamp_figure(figure, stamp)
-        return to_svg(figure)
+        return to_svg(figure), to_png(figure)
 
 
 # After Okabe and Ito; the line styles tell the runs apart in grey print as well.

@@ -66,7 +66,7 @@ class CardOnPage(NamedTuple):
 
 
 def write_report(workdir, *, results, curves, history, gallery, cards=()):
-    """Writes `report.html` and `figures/*.svg` into `workdir`; returns the path of the page.
+    """Writes `report.html` and `figures/` (SVG and PNG) into `workdir`; returns the page's path.
 
     results: the dict of metrics.json: groups of metrics ("pixel", "image", "confidence", ...),
         with intervals as `<name>_ci95`, None where a metric is undefined and the reason in
@@ -204,16 +204,18 @@ def _draw_plots(folder, results, curves, stamp):
     undefined = results.get("undefined", {})
     drawn = []
     for plot in PLOTS:
-        svg = draw_plot(plot, curves.get(plot.name), stamp)
-        path = folder / f"{plot.name}.svg"
-        if svg is None:
+        found = draw_plot(plot, curves.get(plot.name), stamp)
+        paths = [folder / f"{plot.name}{suffix}" for suffix in (".svg", ".png")]
+        if found is None:
             # A figure of an earlier run must not stand in for one that could not be drawn.
-            path.unlink(missing_ok=True)
+            for path in paths:
+                path.unlink(missing_ok=True)
             reason = undefined.get(plot.metric) or "this run recorded no data for it"
             drawn.append(Drawn(plot, None, str(reason)))
         else:
-            write_bytes(path, svg)
-            drawn.append(Drawn(plot, Markup(inline_svg(svg, plot.name)), ""))
+            for path, data in zip(paths, found, strict=True):
+                write_bytes(path, data)
+            drawn.append(Drawn(plot, Markup(inline_svg(found[0], plot.name)), ""))
     return drawn
 
 

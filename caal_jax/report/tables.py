@@ -60,6 +60,10 @@ METRICS = {
     "risk_at_coverage_95": Metric("Risk at 95%", "share wrong of the surest 95%", "lower"),
     "error_ap": Metric("Error AP", "does it find the errors? average precision", "higher"),
     "error_auroc_per_image": Metric("Error AUROC, mean of images", "", "higher", 0.5),
+    "error_correlation": Metric("Correlation", "Spearman's, with the error", "higher", 0.0),
+    "patch_accurate_given_certain": Metric("Patches: right if certain", "of 4 x 4", "higher"),
+    "patch_uncertain_given_wrong": Metric("Patches: uncertain if wrong", "of 4 x 4", "higher"),
+    "patch_pavpu": Metric("Patches: PAvPU", "right and certain, or neither", "higher"),
     "gain": Metric("Gain over the entropy", "in error AUROC", "higher", 0.0),
     "error_rate": Metric("Error rate", "decided wrongly, abstained on or not", "lower"),
     "error_rate_decided": Metric("Error rate, decided", "of those not abstained on", "lower"),
@@ -121,8 +125,11 @@ class Row(NamedTuple):
 
 
 class Section(NamedTuple):
+    """detail: for readers who want more than the main numbers."""
+
     title: str
     rows: list[Row]
+    detail: bool = False
 
 
 class Grid(NamedTuple):
@@ -236,7 +243,8 @@ def _nested_sections(path, values, undefined):
             cell = cell_of(values, key, undefined, path)
             rows.append(Row(metric, cell, "" if is_undefined(chance) else text_of(chance)))
     title = metric_named(path.replace(".", ", ")).label
-    return ([Section(title, rows)] if rows else []) + inner
+    detail = path.startswith("confidence.")
+    return ([Section(title, rows, detail)] if rows else []) + inner
 
 
 def grids_of(results):

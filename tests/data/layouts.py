@@ -114,8 +114,8 @@ def mimic_cxr(root):
     """Two normal PA studies each in train, validate and test, and an abnormal one in each."""
     split, views, labels = [], [], []
 
-    def study(patient, number, part, view, finding):
-        name = f"d{patient}-{number}-{view.lower()}"
+    def study(patient, number, part, view, finding, again=""):
+        name = f"d{patient}-{number}-{again}{view.lower()}"
         split.append([name, str(number), str(patient), part])
         views.append([name, str(patient), str(number), view])
         if not any(row[1] == str(number) for row in labels):
@@ -130,6 +130,7 @@ def mimic_cxr(root):
             number += 1
             study(patient, number, part, "PA", finding)
             study(patient, number, part, "LATERAL", finding)
+    study(10000001, 50000001, "train", "PA", normal, again="second-")
     lost = root / "files/p10/p10000009/s59999999"
     study(10000009, 59999999, "train", "PA", normal)
     next(lost.glob("*.jpg")).unlink()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from caal_jax.data.check import check, draw, summary
+from caal_jax.data.doctor import draw, examine, summary
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -47,6 +47,8 @@ def clean(tmp_path):
     put(tmp_path / "test" / "good" / "0.png")
     put(tmp_path / "test" / "dent" / "0.png")
     put(tmp_path / "ground_truth" / "dent" / "0_mask.png", square())
+    put(tmp_path / "test" / "scratch" / "0.png")
+    put(tmp_path / "test" / "scratch_masks" / "0.png", square())
     return tmp_path
 
 
@@ -58,11 +60,11 @@ def config(root):
 
 def test_a_clean_folder_passes(clean):
     (clean / "notes.txt").write_text("notes")
-    found = check(config(clean))
+    found = examine(config(clean))
     assert found.problems == []
-    assert found.counts == {"train": 6, "validation": 2, "test": 2}
+    assert found.counts == {"train": 6, "validation": 2, "test": 3}
     assert found.notes == ["1 files are no images: 1 x .txt."]
-    assert len(found.facts) == len(found.pictures) == 10
+    assert len(found.facts) == len(found.pictures) == 11
     text = summary(found)
     assert "6 readable\n  size      56 x 72 (6)\n  spacing   none given, or 1 mm (6)" in text
     assert text.endswith("0 errors, 0 warnings")
@@ -161,7 +163,7 @@ def test_every_planted_problem_is_named(clean, tmp_path):
 def test_a_data_set_that_does_not_load_is_checked_file_by_file(tmp_path):
     put(tmp_path / "normal" / "a.png")
     put(tmp_path / "other" / "b.png").write_bytes(b"")
-    found = check(config(tmp_path))
+    found = examine(config(tmp_path))
     assert found.counts == {"files": 2}
     assert [(Path(p.where).name, p.what[:20]) for p in found.problems] == [
         ("normal", "found 1 image; expec"),
@@ -172,7 +174,7 @@ def test_a_data_set_that_does_not_load_is_checked_file_by_file(tmp_path):
 def test_many_sizes_become_a_range(tmp_path):
     for side in range(20, 27):
         put(tmp_path / "normal" / f"{side}.png", picture()[:side])
-    found = check(config(tmp_path))
+    found = examine(config(tmp_path))
     facts = [fact for fact in found.facts if fact.split == "train"]
     assert len(facts) == 4
     assert "size      " + ", ".join(f"{f.shape[0]} x 72 (1)" for f in facts) in summary(found)
@@ -185,7 +187,7 @@ def test_all_rows_of_a_table_are_told(tmp_path):
         put(tmp_path / f"{name}.png")
     rows = ["file,split,patient", "a.png,train,p", "b.png,dev,p", "x.png,train,q", "c.png,test,p"]
     (tmp_path / "cases.csv").write_text("\n".join(rows))
-    found = check(config(tmp_path / "cases.csv"))
+    found = examine(config(tmp_path / "cases.csv"))
     assert [problem.where.rpartition(" ")[2] for problem in found.problems] == ["3", "4", "5"]
 
 
@@ -195,7 +197,7 @@ def test_patients_in_two_splits_are_an_error(tmp_path):
         put(tmp_path / f"{index}.png")
         rows.append(f"{index}.png,{split},p{index % 3},normal")
     (tmp_path / "cases.csv").write_text("\n".join(rows))
-    found = check(config(tmp_path / "cases.csv"))
+    found = examine(config(tmp_path / "cases.csv"))
     assert [(p.where, p.what) for p in found.problems] == [
         ("patient p0", "is in train and in test."),
         ("patient p1", "is in train and in test."),
@@ -224,7 +226,7 @@ def test_dicom_headers_tell_patients_apart(tmp_path):
     def problems():
         settings = config(tmp_path)
         settings.validation_fraction = 0.0
-        return [(Path(p.where).name, p.what) for p in check(settings).problems]
+        return [(Path(p.where).name, p.what) for p in examine(settings).problems]
 
     for name, patient in [("normal/0", "A"), ("normal/1", "B"), ("test/good/2", "B")]:
         write(f"{name}.dcm", patient)
@@ -236,6 +238,6 @@ def test_dicom_headers_tell_patients_apart(tmp_path):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real images are not here")
 def test_a_real_set_has_no_false_alarm():
-    found = check(config(SHARED / "hazelnut_toy"))
+    found = examine(config(SHARED / "hazelnut_toy"))
     assert found.problems == []
     assert sum(found.counts.values()) == len(found.facts) == 44

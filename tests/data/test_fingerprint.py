@@ -36,6 +36,7 @@ def copies(image):
         "gamma": (image / 255.0).astype(np.float32) ** 1.4,
         "noisy": np.clip(noisy, 0, 255).astype(np.uint8),
         "mirrored": image[:, ::-1],
+        "cropped": image[2:-2, 3:-3],
         "coloured": np.repeat(image, 3, axis=-1),
     }
 

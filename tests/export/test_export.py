@@ -15,9 +15,10 @@ from caal_jax.confidence.decision import verdict
 from caal_jax.data import Case, Geometry
 from caal_jax.data.letterbox import letterbox, unletterbox
 from caal_jax.data.phantom import make_volume
+from caal_jax.defaults import training_config
 from caal_jax.errors import InputError
-from caal_jax.export import export, from_square, model_card, place, to_square, verdicts
-from caal_jax.localise import FinishedRun
+from caal_jax.export import build_model, export, from_square, model_card, place, to_square, verdicts
+from caal_jax.localise import FinishedRun, new_models
 
 MAPS = ("anomaly", "epistemic", "aleatoric")
 NUMBERS = ("score", "score_std", "probability", "p_value")
@@ -120,6 +121,25 @@ def test_the_verdict_is_that_of_the_live_path():
         ]
 
 
+@pytest.mark.parametrize("localiser", ["phiseg", "probabilistic_unet"])
+def test_any_number_of_cases_for_localisers_that_draw(untrained_run, localiser):
+    run = FinishedRun.load(untrained_run)
+    config = training_config()
+    config.localiser, config.image_size, config.num_members = localiser, 32, 1
+    shapes = jax.eval_shape(lambda: new_models(config, 1))
+    members = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
+    run.config = config
+    b, n, h, w = jax.export.symbolic_shape("b, n, h, w")
+    found = jax.eval_shape(
+        build_model(run, members),
+        jax.ShapeDtypeStruct((b, n, h, w, 1), np.float32),
+        *[jax.ShapeDtypeStruct(shape, np.float32) for shape in ((b,), (b,), (2,))],
+        jax.ShapeDtypeStruct((), np.bool_),
+    )
+    assert found["anomaly"].shape == (b, n, h, w)
+    assert found["verdict"].shape == (b,)
+
+
 def test_the_artefact_is_for_every_platform(output):
     data = (output / "model.jaxexport").read_bytes()
     artefact = jax.export.deserialize(bytearray(data))
@@ -167,7 +187,14 @@ def test_the_card_tells_data_results_and_limits(untrained_run, output):
     for text in ("not for clinical use", "phantom", "before evaluation", "4 held-out healthy"):
         assert text in card
     results = {
-        "data": {"name": "Some <data>", "is_phantom": False, "num_train": 7, "num_test": 3},
+        "data": {
+            "name": "mine",
+            "is_phantom": False,
+            "stamp": "planted",
+            "num_train": 7,
+            "num_test": 3,
+            "notes": ["One case was skipped."],
+        },
         "pixel": {"ap": 0.25, "ap_ci95": [0.125, 0.5], "aupro": None},
         "image": {"auroc": 0.75, "auroc_ci95": [None, None]},
         "confidence": {},
@@ -180,4 +207,6 @@ def test_the_card_tells_data_results_and_limits(untrained_run, output):
         evaluated.unlink()
     assert "| pixel ap | 0.250 | 0.125 to 0.500 |" in card
     assert "| image auroc | 0.750 |  |" in card
-    assert "training cases: 7" in card
+    for text in ("training cases: 7", "**PLANTED**", "- One case was skipped."):
+        assert text in card
+    assert "aupro" not in card

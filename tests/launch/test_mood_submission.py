@@ -171,14 +171,16 @@ def test_a_folder_without_a_usable_volume_is_an_error(tmp_path, workspace, predi
         predict_mood.predict_folder(run, "pixel", tmp_path, tmp_path)
 
 
-def test_the_recipe_copies_what_is_there():
-    text = (FOLDER / "Dockerfile").read_text()
-    root = FOLDER.parents[1]
-    copied = re.findall(r"^COPY (.*) \S+$", text, re.M)
-    sources = [source for line in copied for source in line.split() if "$" not in source]
-    assert {"caal_jax", "pyproject.toml"} <= set(sources)
+@pytest.mark.parametrize("recipe", ["Dockerfile", "mood_submission/Dockerfile"])
+def test_the_recipes_copy_what_is_there(recipe):
+    launch = FOLDER.parent
+    copied = re.findall(r"^COPY (.*) \S+$", (launch / recipe).read_text(), re.M)
+    sources = [source for line in copied for source in line.split()]
+    assert {"caal_jax", "pyproject.toml", "README.md", "LICENSE"} <= set(sources)
     for source in sources:
-        assert list(root.glob(source)), source
-    # What the build takes from a run is all that prediction reads.
-    needed = {source.rsplit("/")[-1] for line in copied for source in line.split() if "$" in source}
-    assert needed == {"config.json", "training.json", "decisions.json", "checkpoints"}
+        assert "$" in source or list(launch.parent.glob(source)), source
+    # What the build takes from each of two runs is all that prediction reads.
+    of_runs = sorted(source for source in sources if "$" in source)
+    read = ("checkpoints", "config.json", "decisions.json", "training.json")
+    runs = ("ABDOM", "BRAIN") if "mood" in recipe else ()
+    assert of_runs == [f"${{{run}}}/{name}" for run in runs for name in read]

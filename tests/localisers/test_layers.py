@@ -6,12 +6,14 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from caal_jax.localisers.layers import (
+    ConvTranspose,
     activate,
     crop,
     depth_to_space,
     drop_channels,
     interpolate,
     interpolate_aligned,
+    max_pool,
     mean_pool,
     pad_to_multiple,
     repeat,
@@ -97,6 +99,32 @@ def test_interpolation_by_corners(shape):
     x = draw(shape)
     expected = along_every_axis(x, lambda n: np.linspace(0, n - 1, 2 * n))
     assert_allclose(interpolate_aligned(x), expected, atol=1e-6)
+
+
+def test_max_pool_is_that_of_flax_and_its_gradient_too():
+    x = RNG.normal(size=(2, 6, 10, 3)).astype(np.float32)  # negative edges: padding must not win
+
+    def reference(x):
+        return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+
+    assert_array_equal(max_pool(jnp.asarray(x)), reference(x))
+    found, expected = (
+        jax.grad(lambda x, f=f: (f(x) ** 2).sum())(jnp.asarray(x)) for f in (max_pool, reference)
+    )
+    assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_transposed_convolution_is_that_of_flax_with_the_same_kernel(size):
+    x = RNG.normal(size=(2, 4, 6, 3)).astype(np.float32)
+    kernel = RNG.normal(size=(size, size, 3, 2)).astype(np.float32)
+    pad = (size - 1 - size // 2, size - size // 2)
+    reference = nn.ConvTranspose(2, (size, size), (2, 2), padding=[pad] * 2, use_bias=False)
+    expected = reference.apply({"params": {"kernel": kernel}}, x)
+    ours = ConvTranspose(2, size, nn.initializers.zeros)
+    found = ours.apply({"params": {"kernel": kernel}}, x)
+    assert found.shape == (2, 8, 12, 2)
+    assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 8, 1), (2, 3, 4, 9, 2)])

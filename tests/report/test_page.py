@@ -152,21 +152,20 @@ def test_gallery_goes_best_worst_random_and_marks_errors(page):
 
 
 def test_figures_are_files_too(folder):
-    names = {path.name for path in (folder / "figures").iterdir()}
-    assert names == {
-        f"{name}.svg"
-        for name in (
-            "froc",
-            "precision_recall",
-            "reliability",
-            "risk_coverage",
-            "roc",
-            "score_distribution",
-            "training_curve",
-        )
+    names = {
+        "froc",
+        "precision_recall",
+        "reliability",
+        "risk_coverage",
+        "roc",
+        "score_distribution",
+        "training_curve",
     }
+    files = {path.name for path in (folder / "figures").iterdir()}
+    assert files == {f"{name}{suffix}" for name in names for suffix in (".svg", ".png")}
     for name in names:
-        root = ElementTree.parse(folder / "figures" / name).getroot()
+        assert cv2.imread(str(folder / "figures" / f"{name}.png")).std() > 5
+        root = ElementTree.parse(folder / "figures" / f"{name}.svg").getroot()
         assert root.tag.endswith("svg")
         # A date would change the file when nothing else has changed.
         assert not list(root.iter("{http://purl.org/dc/elements/1.1/}date"))
@@ -186,7 +185,7 @@ def test_made_up_data_are_stamped_everywhere(page, folder):
     assert "phantom data These results are on the built-in phantom" in page.words
     assert page.words.count("; phantom data") == 6 + 3
     assert max(picture_heights(page)) == 256 + 16
-    svgs = [path.read_text() for path in (folder / "figures").iterdir()]
+    svgs = [path.read_text() for path in (folder / "figures").glob("*.svg")]
     assert [glyphs_of(svg).count("PHANTOM DATA") for svg in svgs] == [1] * 7
     assert glyphs_of(page.source).count("PHANTOM DATA") == 7
 
@@ -212,7 +211,8 @@ def test_a_missing_curve_says_why_and_leaves_no_old_figure(tmp_path, results, cu
     page = Page(write_report(tmp_path, results=results, curves=curves, history=[], gallery=[]))
     assert "Not drawn: the test set has no pixel truth." in page.words
     assert page.words.count("Not drawn: this run recorded no data for it.") == 2
-    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert not (tmp_path / "figures" / "reliability.png").exists()
+    names = {path.name for path in (tmp_path / "figures").glob("*.svg")}
     assert names == {"froc.svg", "risk_coverage.svg", "roc.svg", "score_distribution.svg"}
     assert "n/a" in page.words
 

@@ -90,9 +90,9 @@ def child(
         if parallel.writes() and evaluates:
             with files.lock(workdir):
                 evaluation.evaluate(config, workdir, dataset)
-    except (InputError, Interrupted) as error:
+    except (InputError, Interrupted, OSError) as error:
         print(error, file=sys.stderr, flush=True)
-        os._exit(REFUSED if isinstance(error, InputError) else STOPPED)
+        os._exit(STOPPED if isinstance(error, Interrupted) else REFUSED)
 
 
 def before(owner, name, act, at, matches=lambda *_: True):
@@ -148,9 +148,9 @@ def around_save(condition, at):
 
 @contextlib.contextmanager
 def full_disk(_):
-    """No file may grow beyond a kilobyte, so that writing fails as on a full disk."""
+    """No file may grow beyond 8 KiB, so that saving fails as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
     try:
         yield
     finally:

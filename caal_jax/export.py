@@ -241,8 +241,9 @@ def model_card(run, workdir):
             "```",
             "",
             f"`pip install jax flatbuffers numpy`. Made for {', '.join(PLATFORMS)}; written by jax"
-            f" {jax.__version__}, which promises to read it for at least six months of later versions. Give grey levels and data type"
-            " as they are in the file, slices cut along the same axis as in training. Answers:"
+            f" {jax.__version__}, which promises to read it for at least six months of later"
+            " versions. Give grey levels and data type as they are in the file, slices cut"
+            " along the same axis as in training. Answers:"
             " `anomaly` (calibrated probability per pixel), `epistemic` and `aleatoric`"
             " (uncertainty in nats), `foreground`, `score`, `score_std`, `probability`, `p_value`"
             " and `verdict` (normal, abnormal or abstain).",

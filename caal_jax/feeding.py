@@ -70,7 +70,9 @@ def choose_memory(bank, layout):
     if isinstance(bank.images, RecordImages):
         return bank, _as_it_is, f"{size}, read from records ahead of each step"
     size += f", {bank.images.nbytes / 1e6:.1f} MB"
-    if bank.images.nbytes > DEVICE_SHARE * parallel.free_bytes(layout):
+    fits = bool(bank.images.nbytes <= DEVICE_SHARE * parallel.free_bytes(layout))
+    # Looking up is a step of all processes together, so that they have to do the same.
+    if not parallel.agree(fits):
         place = "a file" if isinstance(bank.images, np.memmap) else "host memory"
         return bank, _as_it_is, f"{size} in {place}"
     images = parallel.replicate(bank.images, layout)

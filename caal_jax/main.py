@@ -6,6 +6,7 @@ A config is a Python file and runs as one: read those of strangers first. The co
 is only data and works as well, --config=DIR/config.json.
 """
 
+import errno
 import sys
 import traceback
 from pathlib import Path
@@ -30,6 +31,7 @@ MODE = flags.DEFINE_enum(
     "What to do. Training resumes where the workdir's last run stopped.",
 )
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 STOPPED = 128 + 15  # what shells say of a process that SIGTERM ended
 
 
@@ -91,9 +93,14 @@ def main(argv):
     except Interrupted as error:
         print(error, file=sys.stderr)
         parallel.leave(STOPPED)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            print(
+                f"error: {error}. Mend this, then repeat the command: it goes on", file=sys.stderr
+            )
+        else:
+            traceback.print_exc()
         # Unhandled, it would wait at the exit for processes that wait for it.
-        traceback.print_exc()
         parallel.leave(1)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from caal_jax import files, report
+from caal_jax import files, parallel, report
 from caal_jax.confidence_results import REGION_COLUMNS, region_rows
 from caal_jax.data import slice_axis
 from caal_jax.data.readers import FORMATS, image_files, read_image, stem_of
@@ -185,6 +185,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; options start with --")
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of its work at INFO
+    parallel.cache_programs()
     try:
         rows, skipped = predict(WORKDIR.value, INPUT.value, OUTPUT.value, maps=MAPS.value)
     except InputError as error:

@@ -197,6 +197,9 @@ def test_froc_curve_and_its_band(summary):
     assert (np.diff(curve["false_positives"]) >= 0).all()
     assert (np.diff(curve["sensitivity"]) >= 0).all()
     counts = np.sum([case.froc for case in CASES], axis=0)
+    want = [metrics.froc_from_counts(counts, rates=[rate]) for rate in breakdown.FROC_GRID]
+    assert_allclose(breakdown.sensitivity_at_alarms(counts[None])[0], want)
+    assert len(np.unique(want)) > 1
     for rate, low, high in zip(*(curve["band"][x] for x in ("x", "low", "high")), strict=True):
         reached = metrics.froc_from_counts(counts, rates=[rate])
         below = np.array(curve["false_positives"]) <= rate

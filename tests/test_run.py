@@ -91,6 +91,9 @@ def test_a_run_leaves_what_it_promises(finished):
         assert (workdir / name).stat().st_size > 0
     assert "phantom" in (workdir / "report.html").read_text().lower()
     assert list((workdir / "tensorboard").glob("events*"))
+    with np.load(workdir / "fingerprints.npz") as seen:
+        assert len(seen["names_3"]) == results["data"]["num_train"]
+    assert not any("LEAK" in note for note in results["data"]["notes"])
     lines = (workdir / "predictions" / "scores.csv").read_text().splitlines()
     assert len(lines) == 1 + 4
     assert len(list((workdir / "predictions").glob("*_anomaly.nii.gz"))) == 4

@@ -120,11 +120,8 @@ def _beside(path, name, max_bytes):
 def _lines(path, stream):
     """Yields the lines of a text header; the stream stands behind the last one yielded."""
     left = MAX_HEADER_BYTES
-    while left > 0:
-        line = stream.readline(left)
+    while (line := stream.readline(left)).endswith(b"\n"):
         left -= len(line)
-        if not line.endswith(b"\n"):
-            break
         yield line.decode("latin-1").strip()
     raise unreadable(path, "a header without an end")
 

@@ -169,22 +169,25 @@ def prepare(name, source, output, *, processes=1):
             expected="the public download",
             remedy=f"Get it at {public_set.homepage}",
         )
+    inner = source
+    if is_archive(source):
+        inner = output / name / f".unpacked-{source.stat().st_size}-{source.name}"
+    builder = PublicBuilder(public_set, variant, source=inner, output=output, processes=processes)
+    folder = Path(builder.data_path)
+    if (folder / INFO).is_file():
+        verify(folder)
+        print(f"{folder}: already prepared; every checksum agrees")
+        return folder
     try:
-        if is_archive(source):
-            source = unpack(source, files.folder(output / name) / ".unpacked")
-        builder = PublicBuilder(
-            public_set, variant, source=source, output=output, processes=processes
-        )
-        folder = Path(builder.data_path)
-        if (folder / INFO).is_file():
-            verify(folder)
-            print(f"{folder}: already prepared; every checksum agrees")
-            return folder
         with files.lock(builder.parts.parent):
             for left in builder.parts.parent.glob("incomplete.*"):
                 shutil.rmtree(left)  # of a run that was killed while it moved its parts
+            if inner != source:
+                unpack(source, inner)
             builder.download_and_prepare()
             shutil.rmtree(builder.parts)
+            if inner != source:
+                shutil.rmtree(inner)
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

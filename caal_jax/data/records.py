@@ -8,7 +8,6 @@ planned without reading an image, and SHA256SUMS the checksums.
 
 import functools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +130,7 @@ def case_line(case):
 class RecordEntry(Entry):
     """A case in records.
 
-    line: its line of `cases.jsonl`; records: a sequence of the split's decoded examples.
+    line: its line of `cases.jsonl`; records: the `Records` of its split.
     """
 
     def __init__(self, line, records):
@@ -145,18 +144,11 @@ class RecordEntry(Entry):
         return SliceFacts(*self.line["facts"])
 
 
-class Records(Sequence):
-    """The decoded examples of a split; opened on first use, in every process anew."""
+class Records:
+    """The decoded examples of a split; its files are opened on first use."""
 
-    def __init__(self, folder, split, length):
-        self._folder, self._split, self._length = folder, split, length
-
-    def __len__(self):
-        return self._length
-
-    def __getitem__(self, index):
-        (example,) = self.read([index])
-        return example
+    def __init__(self, folder, split):
+        self._folder, self._split = folder, split
 
     def read(self, indices):
         """The examples of several indices, as a list."""
@@ -166,9 +158,6 @@ class Records(Sequence):
     def _source(self):
         builder = tensorflow_datasets().builder_from_directory(self._folder)
         return builder.as_data_source(self._split)
-
-    def __getstate__(self):
-        return {name: value for name, value in vars(self).items() if name != "_source"}
 
 
 def find_prepared(root, name, variant=""):
@@ -188,10 +177,7 @@ def read_prepared(folder, *, validation_fraction=0.2, seed=0):
     Raises: InputError if a file of the folder is missing or has another size than it was made with.
     """
     about, lines = _read_lines(folder)
-    counts = dict.fromkeys(SPLITS, 0)
-    for line in lines:
-        counts[line["split"]] += line["num_records"]
-    records = {split: Records(folder, split, count) for split, count in counts.items()}
+    records = {split: Records(folder, split) for split in SPLITS}
     parts = {split: [] for split in SPLITS}
     for line in lines:
         parts[line["split"]].append(RecordEntry(line, records[line["split"]]))

@@ -82,7 +82,8 @@ def write_report(workdir, *, results, curves, history, gallery, cards=()):
     gallery: `GalleryItem`s, shown by their `why`. cards: `Card`s of all cases, to be sorted and
         looked through slice by slice; of more than MAX_CARDS the worst and a random share are
         shown. All uncertainty maps share one colour scale.
-    Made-up data (results["data"]["stamp"]) are stamped on the page and on every figure.
+    Made-up data (results["data"]["stamp"]) are stamped on the page and on every figure; maps of
+    another tool (its name in results["data"]["maps"]) are not explained as ours.
     """
     workdir = Path(workdir)
     (workdir / "figures").mkdir(parents=True, exist_ok=True)
@@ -96,6 +97,7 @@ def write_report(workdir, *, results, curves, history, gallery, cards=()):
     limit = uncertainty_limit([*peaks, *(np.quantile(one, 0.999) for one in maps)])
     page = template("report.html.jinja").render(
         name=data.get("name", "unnamed data"),
+        maps=data.get("maps", ""),
         notes=data.get("notes", []),
         stamp=stamp,
         stamp_sentence=stamp_sentence,

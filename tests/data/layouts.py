@@ -158,6 +158,7 @@ def deeplesion(root):
         for number in range(97, 112):
             image = picture(patient * 1000 + number, dtype=np.uint16, high=3000)
             put(root / "Images_png" / series / f"{number:03d}.png", image + 31800)
+    rows.append(line("000001_01_02", 110, "5, 5, 9, 9"))
     rows.append(line("000004_01_02", 104, "20, 15, 25, 20", kind=-1, part=3))
     rows.append(line("000004_01_02", 106, "1, 1, 5, 5", noisy=1, part=3))
     rows.append(line("000004_01_02", 107, "5, 5, 5, 9", part=3))  # empty

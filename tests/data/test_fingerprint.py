@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from caal_jax.case_statistics import CaseStatistics
 from caal_jax.data.case import Case, Entry, Geometry
 from caal_jax.data.fingerprint import ALIKE, Seen, fingerprint, most_alike
 from caal_jax.data.phantom import make_volume
 from caal_jax.data.readers import image_files, read_image, stem_of
+from caal_jax.evaluate import leaks
 
 RNG = np.random.default_rng(0)
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -110,6 +112,27 @@ def test_leaks_are_told_and_survive_a_file(tmp_path):
         assert "w like v" in images
     assert Seen.read(tmp_path / "no.npz").leaks(test) == []
     assert train.leaks(record([("c", picture(3), "p4")])) == []
+
+
+def test_an_evaluation_tells_what_training_had_seen(tmp_path):
+    record([("a", picture(1), "p1"), ("b", picture(2), "p2")]).save(tmp_path / "fingerprints.npz")
+
+    def tested(seed, patient):
+        return CaseStatistics(
+            case_id=f"t{seed}",
+            patient=patient,
+            kind="normal",
+            label=0,
+            score=0.5,
+            has_mask=False,
+            fingerprint=fingerprint(picture(seed)),
+        )
+
+    assert leaks(tmp_path, [tested(3, "p3"), tested(4, "p4")]) == []
+    (note,) = leaks(tmp_path, [tested(3, "p3"), tested(2, "p4")])
+    assert "t2 like b" in note
+    (note,) = leaks(tmp_path, [tested(3, "p1")])
+    assert "such as p1" in note
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real images are not here")

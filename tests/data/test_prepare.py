@@ -302,6 +302,7 @@ def test_archives_are_unpacked_once(tmp_path, films):
         archive.add(films, "x")
     folder = prepare.prepare("jsrt", tmp_path / "jsrt.tar.gz", tmp_path / "tar")
     assert contents(folder) == want
+    assert {path.name for path in folder.parent.iterdir()} == {"1.0.0", ".lock"}
 
 
 @pytest.mark.parametrize("name", ["../out.txt", "/out.txt", "a/../../out.txt"])

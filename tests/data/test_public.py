@@ -1,9 +1,14 @@
 """The readers of the public sets, on tiny downloads in their own layouts."""
 
+import contextlib
+import gzip
+
 import cv2
 import layouts
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from caal_jax.data.public import SETS, chestxray14, deeplesion, jsrt, lidc, tables, truth
@@ -12,9 +17,11 @@ from caal_jax.errors import InputError
 SMALL = 64  # side of a film here; the published ones have 2048
 
 
-@pytest.fixture(autouse=True)
-def _small_films(monkeypatch):
-    monkeypatch.setattr(jsrt, "SIDE", SMALL)
+@pytest.fixture(scope="module", autouse=True)
+def _small_films():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsrt, "SIDE", SMALL)
+        yield
 
 
 def read(name, root, **options):
@@ -158,12 +165,27 @@ def test_mimic_cxr_follows_the_publishers(tmp_path):
         read("mimic_cxr", tmp_path)
 
 
+def test_mimic_cxr_stays_in_its_folder(tmp_path):
+    layouts.mimic_cxr(tmp_path / "in")
+    name = "../../../../../outside"
+    for table in ("split", "metadata"):
+        (path,) = (tmp_path / "in").glob(f"*{table}*")
+        rows = tables.read_table(path, ("dicom_id",))
+        rows[0]["dicom_id"] = name
+        layouts.table(path, rows[0].keys(), [row.values() for row in rows])
+    layouts.put(tmp_path / "outside.jpg", layouts.picture(0))
+    data = read("mimic_cxr", tmp_path / "in")
+    assert name not in {entry.case_id for entry in data.train}
+    assert "2 PA images are not there." in data.notes
+
+
 def test_deeplesion_trains_far_from_lesions_and_tests_on_key_slices(tmp_path):
     data = read("deeplesion", layouts.deeplesion(tmp_path))
-    # Key slice 104, 5 mm apart, more than 15 mm away: 97 to 100 and 108 to 111.
-    numbers = {int(entry.case_id[-3:]) for entry in data.train}
-    assert numbers == {97, 98, 99, 100, 108, 109, 110, 111}
-    assert len(data.train) == 16
+    # Slices 5 mm apart, more than 15 mm from key slice 104; the first patient also has one at 110.
+    low, high = {97, 98, 99, 100}, {108, 109, 110, 111}
+    for patient, want in (("000001", low), ("000002", low | high)):
+        ids = [entry.case_id for entry in data.train if entry.case_id.startswith(patient)]
+        assert {int(name[-3:]) for name in ids} == want
     assert len(data.validation) == 8
     cases = loaded(data.test)
     assert sorted(cases) == ["000004_01_02_097", "000004_01_02_104"]
@@ -257,11 +279,12 @@ def test_lidc_trains_clear_of_every_mark(lidc_root):
         (lambda text: text.replace("<xCoord>6<", "<xCoord>six<"), "broken XML"),
         (lambda text: text.replace("<xCoord>6<", "<xCoord>60<"), "a mark outside the image"),
         (lambda text: text.replace("-90.0", "-390.0"), "a mark at z -390.0"),
+        (lambda text: text.replace("-90.0", "nan"), "a mark at z nan"),
         (lambda text: text.replace("Uid>", "Uid>9", 1), "slices of the series"),
         (
-            lambda text: text.replace(
-                "?>", '?><!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]>', 1
-            ).replace("<xCoord>6<", "<xCoord>&b;<"),
+            lambda text: text.replace("?>", '?><!DOCTYPE a [<!ENTITY b "6">]>', 1).replace(
+                "<xCoord>6<", "<xCoord>&b;<"
+            ),
             "broken XML",
         ),
     ],
@@ -273,6 +296,36 @@ def test_lidc_readings_that_cannot_be_used(tmp_path, change, message):
     xml.write_text(change(xml.read_text()))
     with pytest.raises(InputError, match=message):
         entry.load()
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz")
+
+
+READING = layouts.reading("1.2", [[layouts.nodule(["1"] * 9, 4, [(1, 2), (3, 4)])]]).encode()
+NODULES = b"JPCLN001.IMG\t5\t15\t?\tMale\t40\t21\tmalignant\r" * 2
+TABLE = b'a,b\n"1, 2",3\n'
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from([READING, NODULES, TABLE, gzip.compress(TABLE, mtime=0)]),
+    st.integers(0, 1000),
+    st.integers(0, 40),
+    st.binary(max_size=30),
+)
+def test_damaged_tables_and_readings_are_told(scratch, whole, at, length, junk):
+    path = scratch / ("a.csv.gz" if whole.startswith(b"\x1f") else "a.csv")
+    at %= len(whole) + 1
+    path.write_bytes(whole[:at] + junk + whole[at + length :])
+    for parse in (
+        lidc.read_outlines,
+        jsrt.read_nodules,
+        lambda p: tables.read_table(p, ("a", "b")),
+    ):
+        with contextlib.suppress(InputError):
+            parse(path)
 
 
 def test_lidc_without_marks_is_normal(tmp_path):

@@ -246,8 +246,8 @@ def test_intensity_range():
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
 def test_intensity_range_is_that_of_numpy(dtype):
-    for size in (2, 3, 41, 200, 201, 1000):
-        for high in (2, 7, 250):
+    for size in (2, 3, *range(41, 600, 7)):
+        for high in (2, 7, 250 if dtype == np.uint8 else 30000):
             values = (RNG.integers(0, high, size) - high // 2 * (dtype == np.int16)).astype(dtype)
             want = np.percentile(values, (0.5, 99.5))
             if want[0] < want[1]:

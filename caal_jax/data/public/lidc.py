@@ -1,6 +1,7 @@
 """LIDC-IDRI: chest CT scans in which up to four radiologists outlined lung nodules."""
 
 import dataclasses
+import math
 import re
 import warnings
 from collections import defaultdict
@@ -118,10 +119,13 @@ def _outline(reader, element, points):
     ]
     if not points:
         raise ValueError("a mark without a point")
+    z_mm = float(element.findtext(f"{SPACE}imageZposition"))
+    if not math.isfinite(z_mm):
+        raise ValueError(f"a mark at z {z_mm}")
     return Outline(
         reader,
         element.findtext(f"{SPACE}imageSOP_UID", "").strip(),
-        float(element.findtext(f"{SPACE}imageZposition")),
+        z_mm,
         np.array(points, np.int32),
         element.findtext(f"{SPACE}inclusion", "TRUE").strip().upper() == "FALSE",
     )
@@ -212,7 +216,7 @@ def _slices(folder, series):
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=wanted)
         if header.SeriesInstanceUID != series and series:
             raise _broken(folder, f"slices of the series {header.SeriesInstanceUID}", series)
-        found.append((float(header.ImagePositionPatient[2]), str(header.SOPInstanceUID)))
+        found.append((float(header.ImagePositionPatient[2]), str(header.get("SOPInstanceUID", ""))))
     found.sort()
     return [uid for _, uid in found], np.array([z for z, _ in found])
 

@@ -1,5 +1,7 @@
 """MIMIC-CXR-JPG: chest radiographs with labels taken from their reports."""
 
+import re
+
 from caal_jax.data.case import DataSet
 from caal_jax.data.public.tables import read_table
 from caal_jax.data.readers import existing_folder, file_entry
@@ -47,7 +49,9 @@ def mimic_cxr(root):
             counts["have no usable label"] += 1
         elif part != "test" and kind != "normal":
             continue
-        elif not path.is_file():
+        elif not re.fullmatch(r"\d+ \d+ [\w-]+", f"{patient} {study} {row['dicom_id']}") or (
+            not path.is_file()
+        ):
             counts["are not there"] += 1
         else:
             studies.add(study)

@@ -20,17 +20,6 @@ from caal_jax.errors import InputError, Interrupted
 from caal_jax.evaluate import evaluate
 from caal_jax.train import train
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment: a file in configs/, or the config.json of a run."
-)
-WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; default runs/<config's name>.")
-MODE = flags.DEFINE_enum(
-    "mode",
-    "train_and_evaluate",
-    ["train_and_evaluate", "train", "evaluate"],
-    "What to do. Training resumes where the workdir's last run stopped.",
-)
-
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 STOPPED = 128 + 15  # what shells say of a process that SIGTERM ended
 
@@ -84,9 +73,9 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of its work at INFO
     parallel.cache_programs()
     parallel.start()
-    workdir = WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename)
+    workdir = flags.FLAGS.workdir or default_workdir(flags.FLAGS["config"].config_filename)
     try:
-        train_and_evaluate(CONFIG.value, workdir, MODE.value)
+        train_and_evaluate(flags.FLAGS.config, workdir, flags.FLAGS.mode)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         parallel.leave(1)
@@ -105,5 +94,16 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    # Defined here: binaries that import each other have options of the same names.
+    config_flags.DEFINE_config_file(
+        "config", None, "The experiment: a file in configs/, or the config.json of a run."
+    )
+    flags.DEFINE_string("workdir", None, "Where results go; default runs/<config's name>.")
+    flags.DEFINE_enum(
+        "mode",
+        "train_and_evaluate",
+        ["train_and_evaluate", "train", "evaluate"],
+        "What to do. Training resumes where the workdir's last run stopped.",
+    )
     flags.mark_flag_as_required("config")
     app.run(main, argv=accept_json(sys.argv))

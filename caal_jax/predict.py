@@ -23,16 +23,6 @@ from caal_jax.evaluate import write_maps
 from caal_jax.localise import FinishedRun
 from caal_jax.report.sprites import make_sprites
 
-WORKDIR = flags.DEFINE_string("workdir", None, "The workdir of a finished run.")
-INPUT = flags.DEFINE_string("input", None, "An image or volume, or a folder of them.")
-OUTPUT = flags.DEFINE_string("output", None, "The folder for maps, pictures and scores.csv.")
-MAPS = flags.DEFINE_enum(
-    "maps",
-    "auto",
-    list(MAP_FORMATS),
-    "Format of the maps. auto: NIfTI for NIfTI and volumes, 16-bit PNG otherwise.",
-)
-
 COLUMNS = ("file", "score", "score_std", "probability", "p_value", "verdict")
 
 
@@ -186,8 +176,9 @@ def main(argv):
         raise app.UsageError(f"unknown arguments {argv[1:]}; options start with --")
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of its work at INFO
     parallel.cache_programs()
+    given = flags.FLAGS
     try:
-        rows, skipped = predict(WORKDIR.value, INPUT.value, OUTPUT.value, maps=MAPS.value)
+        rows, skipped = predict(given.workdir, given.input, given.output, maps=given.maps)
     except InputError as error:
         sys.exit(f"error: {error}")
     for row in rows[:20]:
@@ -199,10 +190,20 @@ def main(argv):
     told = ", ".join(f"{verdicts[word]} {word}" for word in ("abnormal", "normal", "abstain"))
     print(
         f"{len(rows)} localised ({told}), {len(skipped)} skipped: "
-        f"{Path(OUTPUT.value) / 'scores.csv'}"
+        f"{Path(given.output) / 'scores.csv'}"
     )
 
 
 if __name__ == "__main__":
+    # Defined here: binaries that import each other have options of the same names.
+    flags.DEFINE_string("workdir", None, "The workdir of a finished run.")
+    flags.DEFINE_string("input", None, "An image or volume, or a folder of them.")
+    flags.DEFINE_string("output", None, "The folder for maps, pictures and scores.csv.")
+    flags.DEFINE_enum(
+        "maps",
+        "auto",
+        list(MAP_FORMATS),
+        "Format of the maps. auto: NIfTI for NIfTI and volumes, 16-bit PNG otherwise.",
+    )
     flags.mark_flags_as_required(["workdir", "input", "output"])
     app.run(main)

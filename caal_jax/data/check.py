@@ -15,16 +15,13 @@ from ml_collections import config_flags
 
 from caal_jax.data.doctor import examine, summary, write_findings
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.")
-OUTPUT = flags.DEFINE_string("output", None, "Where it goes; default runs/<config's name>_check.")
-
 
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; options start with --")
     name = Path(flags.FLAGS["config"].config_filename).stem
-    output = Path(OUTPUT.value or f"runs/{name}_check")
-    findings = examine(CONFIG.value)
+    output = Path(flags.FLAGS.output or f"runs/{name}_check")
+    findings = examine(flags.FLAGS.config)
     write_findings(findings, output)
     print(summary(findings))
     print(f"intensities and contact sheet: {output / 'check.png'}")
@@ -32,5 +29,8 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    # Defined here: binaries that import each other have options of the same names.
+    config_flags.DEFINE_config_file("config", None, "The experiment: a file in configs/.")
+    flags.DEFINE_string("output", None, "Where it goes; default runs/<config's name>_check.")
     flags.mark_flag_as_required("config")
     app.run(main)

@@ -44,11 +44,6 @@ from caal_jax.data.records import (
 from caal_jax.data.split import MIN_TRAIN
 from caal_jax.errors import InputError
 
-DATASET = flags.DEFINE_string("dataset", None, "NAME or NAME/PART of a public data set.")
-SOURCE = flags.DEFINE_string("source", None, "The folder (or zip, tar) of the public download.")
-OUTPUT = flags.DEFINE_string("output", None, "The folder that gets NAME[/PART]/VERSION.")
-PROCESSES = flags.DEFINE_integer("processes", os.cpu_count(), "How many read at once.")
-
 # A part is what a stopped run loses at most, and one file in the end.
 CASES_PER_PART, MAX_PARTS = 16, 1024
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
@@ -399,7 +394,12 @@ def main(argv):
         raise app.UsageError(f"unknown arguments {argv[1:]}; options start with --")
     logging.set_verbosity(logging.ERROR)  # TFDS tells every step of its work
     try:
-        folder = prepare(DATASET.value, SOURCE.value, OUTPUT.value, processes=PROCESSES.value)
+        folder = prepare(
+            flags.FLAGS.dataset,
+            flags.FLAGS.source,
+            flags.FLAGS.output,
+            processes=flags.FLAGS.processes,
+        )
     except InputError as error:
         sys.exit(f"error: {error}")
     about = json.loads((folder / ABOUT).read_text())
@@ -409,5 +409,10 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    # Defined here: binaries that import each other have options of the same names.
+    flags.DEFINE_string("dataset", None, "NAME or NAME/PART of a public data set.")
+    flags.DEFINE_string("source", None, "The folder (or zip, tar) of the public download.")
+    flags.DEFINE_string("output", None, "The folder that gets NAME[/PART]/VERSION.")
+    flags.DEFINE_integer("processes", os.cpu_count(), "How many read at once.")
     flags.mark_flags_as_required(["dataset", "source", "output"])
     app.run(main)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from caal_jax.data.case import Case, Geometry
 from caal_jax.data.readers import read_image
-from caal_jax.data.writers import write_map
+from caal_jax.data.writers import csv_text, write_map
 
 RNG = np.random.default_rng(1)
 
@@ -82,3 +82,9 @@ def test_wrong_maps_leave_no_file(tmp_path):
     with pytest.raises(ValueError, match=r"want \[0, 1\]"):
         write_map(tmp_path / "m", np.full((3, 4), 1.5), case)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spreadsheet_runs_no_text_of_ours():
+    rows = [["=1+1", "+a", "-a", "@a", "\ta", "plain", -1.5, None]]
+    lines = csv_text(["=name"], rows).splitlines()
+    assert lines[1] == "'=1+1,'+a,'-a,'@a,'\ta,plain,-1.5,"

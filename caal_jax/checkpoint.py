@@ -105,14 +105,19 @@ class Checkpoints:
             with _quiet_orbax():
                 self._manager.save(step, args=ocp.args.Composite(**items), force=True)
             self._failure = None
+            self._sweep()  # again: writers of a save that failed may have outlived its end
         # Orbax and TensorStore know many errors for a disk that is full or not writable.
         except Exception as error:
             self._failure = step, _first_line(error)
             with contextlib.suppress(OSError):  # the folder may be out of reach altogether
-                for partial in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
-                    shutil.rmtree(partial, ignore_errors=True)
+                self._sweep()
                 self._manager.reload()
             _tell(f"step {step} could not be saved ({_first_line(error)}); step {newest} stays")
+
+    def _sweep(self):
+        """Removes what saves that failed left behind."""
+        for partial in self._directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(partial, ignore_errors=True)
 
     def members(self):
         """The members that the newest readable checkpoint is stacked over; () if there is none."""

@@ -1,6 +1,6 @@
 """The study on BUSI: five tasks, with and without equalisation, three seeds, on two CPU cores.
 
-python -m caal_jax.study --config=configs/study_busi.py --config.base.data_dir=/data/BUSI
+python -m caal_jax.study --config=configs/study_busi.py --config.data_dir=/data/BUSI
 
 Budget of a cell: 150 steps at 64 x 64. Not yet measured in full.
 """
@@ -10,10 +10,10 @@ from caal_jax.study.grid import study_config
 
 
 def get_config():
-    base = training_config()
-    base.dataset = "busi"
-    base.extra_normals = ""  # a second root of normal images, for training only
-    base.foreground_threshold = 0.02
-    base.image_size = 64
-    base.num_steps = 150
-    return study_config(base)
+    config = training_config()
+    config.dataset = "busi"
+    config.extra_normals = ""  # a second root of normal images, for training only
+    config.foreground_threshold = 0.02
+    config.image_size = 64
+    config.num_steps = 150
+    return study_config(config)

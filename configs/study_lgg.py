@@ -1,6 +1,6 @@
 """The study on LGG: five tasks, with and without equalisation, three seeds, on two CPU cores.
 
-python -m caal_jax.study --config=configs/study_lgg.py --config.base.data_dir=/data/LGG
+python -m caal_jax.study --config=configs/study_lgg.py --config.data_dir=/data/LGG
 
 Budget of a cell: 150 steps at 64 x 64. Not yet measured in full.
 """
@@ -10,9 +10,9 @@ from caal_jax.study.grid import study_config
 
 
 def get_config():
-    base = training_config()
-    base.dataset = "lgg"
-    base.channel = "flair"
-    base.image_size = 64
-    base.num_steps = 150
-    return study_config(base)
+    config = training_config()
+    config.dataset = "lgg"
+    config.channel = "flair"
+    config.image_size = 64
+    config.num_steps = 150
+    return study_config(config)

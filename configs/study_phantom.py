@@ -10,14 +10,14 @@ from caal_jax.study.grid import study_config
 
 
 def get_config():
-    base = training_config()
-    base.dataset = "mood"
-    base.region = "brain"
-    base.phantom_size = 64
-    base.phantom_train = 40
-    base.phantom_validation = 12
-    base.phantom_test = 32
-    base.image_size = 64
-    base.num_steps = 150
-    base.score_smoothing = 2.0
-    return study_config(base)
+    config = training_config()
+    config.dataset = "mood"
+    config.region = "brain"
+    config.phantom_size = 64
+    config.phantom_train = 40
+    config.phantom_validation = 12
+    config.phantom_test = 32
+    config.image_size = 64
+    config.num_steps = 150
+    config.score_smoothing = 2.0
+    return study_config(config)

@@ -1,6 +1,6 @@
 """Runs a declared grid of trainings, checks each, and compares them in one table and one page.
 
-python -m caal_jax.study --config=configs/study_lgg.py --config.base.data_dir=FOLDER
+python -m caal_jax.study --config=configs/study_lgg.py --config.data_dir=FOLDER
     [--output=studies/study_lgg] [--max_cells=N]
 
 The plan is written first and never changes. Cells run one after the other; several processes may

@@ -56,52 +56,50 @@ class Cell(NamedTuple):
         return files.safe_name("-".join([*self.variant, f"seed{self.seed}"]))
 
 
-def study_config(base):
-    """The fields of a study around the training config that all its cells start from.
+def study_config(config):
+    """Adds the fields of a study to the training config that all its cells start from.
 
-    base: a training config; its `num_steps` and `image_size` are the budget of every cell.
+    Its `num_steps` and `image_size` are the budget of every cell. A cell sets `task`, `equalise`,
+    `localiser`, `seed` and, for its confidence, `num_members`, `num_samples` and `dropout`.
     """
-    study = ConfigDict()
-    study.base = base
-    study.tasks = ("cutpaste", "fpi", "pii", "nsa", "probabilistic_pii")
-    study.equalise = ("none", "preprocess")
-    study.localisers = ("unet",)
-    study.confidence = ("single",)
-    study.seeds = (0, 1, 2)
+    # Lists are separated by commas.
+    config.grid_tasks = "cutpaste,fpi,pii,nsa,probabilistic_pii"
+    config.grid_equalise = "none,preprocess"
+    config.grid_localisers = "unet"
+    config.grid_confidence = "single"
+    config.grid_seeds = "0,1,2"
     # Afterwards, for the best tasks by `RULE`: these ways in place of the ones above.
-    study.num_best = 2
-    study.best_equalise = ("source_guidance", "both_guidance")
-    study.best_confidence = ("ensemble",)
-    study.num_resamples = 1000
-    return study
+    config.num_best = 2
+    config.best_equalise = "source_guidance,both_guidance"
+    config.best_confidence = "ensemble"
+    return config
+
+
+GRID = tuple(study_config(ConfigDict()))
 
 
 def first_cells(study):
     """The cells of the core grid, all variants of one seed before the next seed."""
-    variants = itertools.product(study.tasks, study.equalise, study.localisers, study.confidence)
-    return [Cell(Variant(*variant), seed) for seed, variant in _by_seed(study, variants)]
+    axes = (study.grid_tasks, study.grid_equalise, study.grid_localisers, study.grid_confidence)
+    return _for_each_seed(study, itertools.product(*(axis.split(",") for axis in axes)))
 
 
 def further_cells(study, best_tasks):
     """The cells that only the best tasks get: more ways of equalising, more ways of confidence."""
-    variants = []
-    for task in best_tasks:
-        variants += [(task, way, "unet", "single") for way in study.best_equalise]
-        variants += [
-            (task, way, "unet", confidence)
-            for way in study.equalise
-            for confidence in study.best_confidence
-        ]
-    return [Cell(Variant(*variant), seed) for seed, variant in _by_seed(study, variants)]
+    ways = list(itertools.product(study.best_equalise.split(","), ["single"]))
+    ways += itertools.product(study.grid_equalise.split(","), study.best_confidence.split(","))
+    variants = [(task, way, "unet", confidence) for task in best_tasks for way, confidence in ways]
+    return _for_each_seed(study, variants)
 
 
-def _by_seed(study, variants):
-    return itertools.product(study.seeds, list(variants))
+def _for_each_seed(study, variants):
+    variants = [Variant(*variant) for variant in variants]
+    return [Cell(one, int(seed)) for seed in study.grid_seeds.split(",") for one in variants]
 
 
 def cell_config(study, cell):
     """The training config of a cell."""
-    config = study.base.copy_and_resolve_references()
+    config = ConfigDict({name: study[name] for name in study if name not in GRID})
     task, equalise, localiser, confidence = cell.variant
     if confidence not in CONFIDENCE:
         raise InputError(

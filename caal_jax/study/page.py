@@ -40,7 +40,7 @@ def columns(found):
 def facts(found):
     """Sentences about data, plan and cost."""
     plan, data = found["plan"], found["data"]
-    base = plan["study"]["base"]
+    base = plan["study"]
     stamp = f" [{data['stamp']}]" if data["stamp"] else ""
     return [
         f"{data['name']}{stamp}: {data['num_train']} images for training, {data['num_test']} test "

@@ -28,13 +28,13 @@ BARS = (mean_template, raw_intensity, equalised_intensity, pca_residual)
 def run_study(study, output, *, max_cells=None):
     """Runs what is left of a study and writes study.json, study.md and study.html.
 
-    study: as `grid.study_config` makes it. max_cells: how many cells this call may run. A cell
-    that another process works on is left to it. Returns the content of study.json.
+    study: a training config with the fields of `grid.study_config`. max_cells: how many cells this
+    call may run. A cell that another process works on is left to it. Returns what study.json says.
     Raises: InputError for another plan in the folder, and for data that cannot be read.
     """
     output = files.folder(output)
     write_plan(study, output)
-    bars = bar_cases(study.base, load_dataset(study.base), output)
+    bars = bar_cases(study, load_dataset(study), output)
     budget = itertools.count(1)
 
     def run(cells):

@@ -28,7 +28,7 @@ def tiny_study():
     base.image_size, base.width, base.depth = 32, 4, 2
     base.batch_size, base.num_steps, base.warmup_steps, base.num_patches = 8, 2, 1, 1
     study = study_config(base)
-    study.tasks, study.equalise, study.seeds = ("fpi",), ("none", "preprocess"), (0,)
+    study.grid_tasks, study.grid_equalise, study.grid_seeds = "fpi", "none,preprocess", "0"
     study.num_best, study.num_resamples = 0, 20
     return study
 
@@ -60,7 +60,7 @@ def test_a_study_goes_on_and_ends_in_one_table(tmp_path, capsys):
     assert "<script" not in page
     assert all(name in page for name in names)
 
-    study.seeds = (0, 1)
+    study.grid_seeds = "0,1"
     with pytest.raises(InputError, match="another plan"):
         run_study(study, tmp_path)
 
@@ -76,7 +76,7 @@ def test_a_cell_at_work_elsewhere_is_left_alone(tmp_path, capsys):
 
 def test_the_best_tasks_get_more_ways():
     study = tiny_study()
-    study.tasks, study.seeds = ("fpi", "nsa"), (0, 1)
+    study.grid_tasks, study.grid_seeds = "fpi,nsa", "0,1"
     assert len(first_cells(study)) == len(set(first_cells(study))) == 8
     more = further_cells(study, ["nsa"])
     assert not set(more) & set(first_cells(study))

@@ -324,8 +324,9 @@ def comparisons_of(results):
 
 
 def results_table(results):
-    """The results as aligned plain text for the terminal.
+    """The main results as aligned plain text for a terminal; report.html has all of them.
 
+    Sections for readers who want more and all breakdowns but that by kind are left out.
     results: the dict of metrics.json. A metric that is undefined is shown as "n/a (reason)".
     Control characters in the text of the data (names of kinds, ...) are replaced, because a
     terminal would obey them.
@@ -336,9 +337,11 @@ def results_table(results):
     if stamp:
         blocks.append(f"{stamp.upper()}: {sentence}")
     for section in sections_of(results):
-        head = (section.title, "value", "95% interval", "by chance")
-        blocks.append(aligned([head, *map(_section_line, section.rows)]))
-    for grid in [*grids_of(results), bars_grid(results)]:
+        if not section.detail:
+            head = (section.title, "value", "95% interval", "by chance")
+            blocks.append(aligned([head, *map(_section_line, section.rows)]))
+    shown_here = {key: results[key] for key in ("by_kind", "undefined") if key in results}
+    for grid in [*grids_of(shown_here), bars_grid(results)]:
         if grid is not None:
             blocks.append(_grid_text(grid))
     for comparison in comparisons_of(results):

@@ -1,6 +1,6 @@
 """The picture on top of the README: cases of an evaluated run on the phantom, found and missed.
 
-python docs/strip.py --workdir=runs/mood --cases=44,34,27,3 --output=docs/strip.png
+python docs/strip.py --workdir=runs/mood --cases=36,22,27,3 --output=docs/strip.png
 """
 
 import argparse

@@ -36,6 +36,7 @@ from caal_jax.train import starting_state, train
 NOBODY = 65534
 STEPS = 20
 REFUSED, STOPPED = 3, 4  # exit codes of a child for InputError and Interrupted
+INJECTED, SURVIVED, LOST, DIFFERENT = range(4)  # columns of the table
 
 
 def tiny_config(**changes):
@@ -255,12 +256,11 @@ def damage(workdir, how, rng):
         path.unlink()
 
 
-def finish(children, workdir):
-    """Repeats the call until it ends well; returns how often it was needed, None if never."""
-    for count in range(1, 4):
-        if children.run(workdir) == 0:
-            return count
-    return None
+def finish(children, workdir, expected):
+    """Repeats the call until it ends well, three times at most; returns the column it counts in."""
+    if not any(children.run(workdir) == 0 for _ in range(3)):
+        return LOST
+    return SURVIVED if same(outcome(workdir), expected) else DIFFERENT
 
 
 @contextlib.contextmanager
@@ -335,28 +335,24 @@ def main():
         expected = outcome(folder / "unbroken")
         strikes = strike_all(children, folder, options.repeats, rng)
         for number, (fault, workdir) in enumerate(strikes):
-            row = table.setdefault(fault, [0, 0, 0, 0])
+            row = table.setdefault(fault, [0] * 4)
             if workdir is None:
                 continue
-            row[0] += 1
-            if finish(children, workdir) is None:
-                row[2] += 1
-            elif same(outcome(workdir), expected):
-                row[1] += 1
-                shutil.rmtree(workdir)
-            else:
-                row[3] += 1
+            row[INJECTED] += 1
+            row[finish(children, workdir, expected)] += 1
+            shutil.rmtree(workdir)
             print(f"{number + 1}: {fault} {row}", file=sys.stderr, flush=True)
         with small_disk(folder) as disk:
             for number in range(options.repeats if disk else 0):
-                row = table.setdefault("file system full", [0, 0, 0, 0])
+                row = table.setdefault("file system full", [0] * 4)
                 workdir = disk / f"{number}"
                 children.run(workdir, strike=("step", 8))
                 ballast = fill(disk, rng.randrange(100_000))
-                row[0] += children.run(workdir) == REFUSED
+                refused = children.run(workdir) == REFUSED
                 ballast.unlink()
-                survived = finish(children, workdir) and same(outcome(workdir), expected)
-                row[1 if survived else 3] += 1
+                if refused:
+                    row[INJECTED] += 1
+                    row[finish(children, workdir, expected)] += 1
                 shutil.rmtree(workdir)
     print("| fault | injected | survived | lost | different |\n| --- | --- | --- | --- | --- |")
     for fault, row in table.items():

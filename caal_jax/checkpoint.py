@@ -15,6 +15,8 @@ from absl import logging
 
 from caal_jax.errors import InputError
 
+KEEP = 2  # the newest, and one to fall back on should it be damaged
+
 
 class Checkpoints:
     """The newest checkpoints under `folder/checkpoints`; use as a context manager.
@@ -29,7 +31,7 @@ class Checkpoints:
     told, and is an error only if no later one succeeds. read_only: nothing is made or cleaned up.
     """
 
-    def __init__(self, folder, *, keep=2, read_only=False):
+    def __init__(self, folder, *, read_only=False):
         self._directory = Path(folder).resolve() / "checkpoints"
         # One process writes, whatever their number; the others are not waited for.
         alone = ocp.options.MultiprocessingOptions(
@@ -43,7 +45,7 @@ class Checkpoints:
         if self._directory.is_dir():
             with _quiet_orbax():
                 options = ocp.CheckpointManagerOptions(
-                    max_to_keep=None if read_only else keep,
+                    max_to_keep=None if read_only else KEEP,
                     create=False,
                     read_only=read_only,
                     cleanup_tmp_directories=not read_only,

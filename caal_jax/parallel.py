@@ -81,7 +81,7 @@ def writes():
 
 
 def agree(value):
-    """Process 0's value (anything JSON holds) on every process; the others pass None."""
+    """Process 0's value (anything JSON holds) on every process; what others pass is ignored."""
     if jax.process_count() == 1:
         return value
     text = json.dumps(value).encode()
@@ -104,7 +104,7 @@ def stop_signal():
     """Yields `asked(step)`: whether to stop after this step because a process got SIGTERM.
 
     All processes get the same answer at the same step. Outside the main thread, and once the
-    context is left, SIGTERM acts as it did before.
+    context is left, SIGTERM acts as it did before, or of several processes simply ends each.
     """
     if jax.process_count() > 1:  # JAX itself listens, and agrees on a step
         yield multihost_utils.reached_preemption_sync_point

@@ -65,7 +65,7 @@ class MLflow:
 
     def add(self, step, values):
         for name, value in values.items():
-            self._client.log_metric(self._id, name, float(value), step=step)
+            self._client.log_metric(self._id, name, value, step=step)
 
     def close(self):
         self._client.set_terminated(self._id)
@@ -81,7 +81,7 @@ def open_trackers(folder, config, start):
     goes on from; the other programs begin a new run there.
     Raises: InputError for another name, or where the named package is missing.
     """
-    wanted = config.get("tracking", "none")
+    wanted = config.tracking
     names = [] if wanted == "none" else wanted.split("+")
     if not set(names) <= OTHERS.keys():
         raise InputError(

@@ -203,8 +203,8 @@ class Curve:
         line = {"step": step, "learning_rate": rate, "seconds": round(self._before + seconds, 3)}
         numbers = {"learning_rate": rate}
         for name, value in values.items():
-            # JSON has no NaN; a skipped step has no loss.
-            line[name] = [None if math.isnan(v) else v for v in np.round(value, 7).tolist()]
+            # JSON has no NaN and no infinity; a skipped step has no loss.
+            line[name] = [v if math.isfinite(v) else None for v in np.round(value, 7).tolist()]
             numbers |= {f"{name}/member_{m}": float(one) for m, one in enumerate(value)}
         for tracker in self._trackers:
             tracker.add(step, numbers)

@@ -33,7 +33,7 @@ done
 
 # 143: saved and ended on SIGTERM, which SLURM sends 180 s before the time is up.
 status=0
-srun --kill-on-bad-exit=1 .venv/bin/python -m caal_jax.main --config="$CONFIG" --config.data_dir="$DATA_DIR" \
-  --workdir="$WORKDIR" "$@" || status=$?
+srun --kill-on-bad-exit=1 .venv/bin/python -m caal_jax.main --config="$CONFIG" \
+  --config.data_dir="$DATA_DIR" --workdir="$WORKDIR" "$@" || status=$?
 [ "$status" -ne 143 ] || scontrol requeue "$SLURM_JOB_ID"
 exit "$status"

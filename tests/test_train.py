@@ -117,6 +117,17 @@ def brightness():
     return Localiser(init=None, loss=loss, sample=None)
 
 
+def state_of(config):
+    """A new member of one weight."""
+    params = {"weight": np.float32(1.0)}
+    return {
+        "key": jax.random.key_data(jax.random.key(2)),
+        "params": params,
+        "opt_state": build_optimizer(config).init(params),
+        "bad": {"count": np.int32(0), "first": np.uint32(99)},
+    }
+
+
 def one_step(monkeypatch, **changes):
     """The first step with a rate above zero: (change of the weight, losses)."""
     monkeypatch.setattr(train, "build_localiser", lambda config: brightness())
@@ -124,14 +135,7 @@ def one_step(monkeypatch, **changes):
     layout = parallel.plan(1, 8, devices=jax.local_devices()[:1])
     ends = np.zeros(8, np.float32), np.ones(8, np.float32)
     batch = Batch(*PAIR, *ends, *ends, np.arange(8))
-    params = {"weight": np.float32(1.0)}
-    state = {
-        "key": jax.random.key_data(jax.random.key(2)),
-        "params": params,
-        "opt_state": build_optimizer(config).init(params),
-        "bad": {"count": np.int32(0), "first": np.uint32(99)},
-    }
-    state, batch = jax.tree.map(lambda a: np.asarray(a)[None], (state, batch))
+    state, batch = jax.tree.map(lambda a: np.asarray(a)[None], (state_of(config), batch))
     step = parallel.lift(build_step(config, layout), layout)
     new, losses = step(state, np.zeros(1, np.uint32), np.zeros(1, np.int32), batch)
     assert new["bad"]["count"][0] == 0
@@ -244,13 +248,7 @@ def easy_steps(monkeypatch, target, *, parts=1, **changes):
     layout = parallel.plan(1, 8 // parts, devices=jax.local_devices()[:2])
     ends = np.zeros(8, np.float32), np.ones(8, np.float32)
     batch = Batch(target, PAIR[1], *ends, *ends, np.arange(8))
-    params = {"weight": np.ones((), np.float32)}
-    state = {
-        "key": np.asarray(jax.random.key_data(jax.random.key(2))),
-        "params": params,
-        "opt_state": build_optimizer(config).init(params),
-        "bad": {"count": np.int32(0), "first": np.uint32(99)},
-    }
+    state = state_of(config)
     if parts > 1:
         state["sum"] = {"weight": np.zeros((), np.float32)}
     (state,) = parallel.spread(jax.tree.map(lambda a: np.asarray(a)[None], state), layout)

@@ -156,10 +156,12 @@ def test_lines_wait_for_room(tmp_path, monkeypatch, capsys):
             with pytest.raises(InputError, match="no room for 1 lines"):
                 curve.finish()
         curve.write(3, 0.5, 1.0, {"loss": np.float32([np.nan])})
+        curve.write(4, 0.5, 1.0, {"loss": np.float32([np.inf])})
         curve.finish()
     assert "No space left" in capsys.readouterr().err
-    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
-    assert lines(tmp_path / "metrics.jsonl")[-1]["loss"] == [None]
+    found = lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in found] == [1, 2, 3, 4]
+    assert [line["loss"] for line in found[2:]] == [[None], [None]]
 
 
 def test_a_run_s_json_is_a_config_again(tmp_path):

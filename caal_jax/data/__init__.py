@@ -43,12 +43,13 @@ def load_dataset(config):
     if one is None:
         read = table.table if str(root).lower().endswith(".csv") else folder.folder
         return read(root, slice_axis=slice_axis(config), **split)
+    if one.name == "busi" and config.get("extra_normals"):
+        # Before any records, which do not hold the second folder.
+        return busi.busi(root, extra_normals=config.extra_normals, **split)
     variant = config.get(one.variant) or one.default
     prepared = records.find_prepared(root, one.name, variant)
     if prepared:
         return records.read_prepared(prepared, **split)
-    if config.get("extra_normals"):
-        return busi.busi(root, extra_normals=config.extra_normals, **split)
     return one.dataset(root, variant=variant, **split)
 
 

@@ -1,14 +1,25 @@
 """Downloaded archives, unpacked into a folder that they cannot leave."""
 
+import gzip
 import os
 import shutil
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 from caal_jax.errors import InputError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+# RuntimeError: encrypted, or packed in a way that the library does not know.
+DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    RuntimeError,
+)
 
 
 def is_archive(path):
@@ -40,8 +51,11 @@ def unpack(path, folder):
                     raise _refused(path, f"{odd}, which is neither a file nor a folder")
                 _check(path, partial, [(m.name, m.size) for m in members])
                 archive.extractall(partial, filter="data")
+                # gzip compares its checksum at the end of the stream only.
+                while archive.fileobj.read(2**20):
+                    pass
         os.replace(partial, folder)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError) as error:
+    except DAMAGE as error:
         raise _refused(path, f"a damaged archive ({error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -33,7 +33,6 @@ from caal_jax.data.records import (
     CASES,
     INFO,
     REMEDY,
-    SPLITS,
     SUMS,
     VERSION,
     case_examples,
@@ -41,7 +40,7 @@ from caal_jax.data.records import (
     record_features,
     record_serialiser,
 )
-from caal_jax.data.split import MIN_TRAIN
+from caal_jax.data.split import MIN_TRAIN, SPLITS
 from caal_jax.errors import InputError
 
 # A part is what a stopped run loses at most, and one file in the end.
@@ -59,7 +58,7 @@ class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
     VERSION = tfds.core.Version(VERSION)
 
     def __init__(self, public_set, variant, *, source, output, processes):
-        self.name, self._set, self._variant = public_set.name, public_set, variant
+        self.name, self._set = public_set.name, public_set
         self._job = (public_set.name, variant, str(source))
         self._processes = processes
         config = tfds.core.BuilderConfig(name=variant, version=VERSION) if variant else None
@@ -139,6 +138,7 @@ class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
     _log_download_done = _log_download_bytes
 
     def _as_dataset(self, **options):
+        """Abstract in the base class."""
         raise NotImplementedError("as_dataset needs TensorFlow; use as_data_source")
 
 
@@ -325,7 +325,7 @@ def write_part(dataset, name, part, folder):
         "sha256": sha256(path),
     }
     files.write_text(path.with_suffix(".json"), json.dumps(facts))
-    return json.loads(path.with_suffix(".json").read_text())
+    return facts
 
 
 def writing(dtype):

@@ -25,7 +25,6 @@ from caal_jax.errors import InputError
 from caal_jax.files import printable
 
 RASTER_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
 VOLUME_READERS = {
     ".nii.gz": read_nifti,
     ".nii": read_nifti,

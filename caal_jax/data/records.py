@@ -14,12 +14,11 @@ import numpy as np
 
 from caal_jax.data.case import Case, DataSet, Entry, Geometry
 from caal_jax.data.facts import SliceFacts, slice_facts, slice_positions
-from caal_jax.data.split import hold_out
+from caal_jax.data.split import SPLITS, hold_out
 from caal_jax.errors import InputError
 
 CASES, ABOUT, SUMS, INFO = "cases.jsonl", "about.json", "SHA256SUMS", "dataset_info.json"
 VERSION = "1.0.0"
-SPLITS = ("train", "validation", "test")
 REMEDY = "Prepare it again: python -m caal_jax.data.prepare."
 
 

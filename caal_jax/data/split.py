@@ -6,6 +6,7 @@ import numpy as np
 
 from caal_jax.errors import InputError
 
+SPLITS = ("train", "validation", "test")
 # Tasks that paste from another patient need two of them.
 MIN_TRAIN = 2
 

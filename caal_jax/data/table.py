@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from caal_jax.data.case import Entry
-from caal_jax.data.folder import case_ids, divide
+from caal_jax.data.folder import NORMAL_NAMES, case_ids, divide
 from caal_jax.data.public.tables import read_table
 from caal_jax.data.readers import file_entry
-from caal_jax.data.split import MIN_TRAIN
+from caal_jax.data.split import MIN_TRAIN, SPLITS
 from caal_jax.errors import InputError
 from caal_jax.files import printable
-
-SPLITS = ("train", "validation", "test")
-NORMAL_NAMES = ("", "normal", "good")
 
 
 class Line(NamedTuple):
@@ -112,12 +109,12 @@ def _line(table_path, row):
     if row["split"] not in SPLITS:
         return f"split {row['split']!r}", " or ".join(SPLITS)
     if row["split"] != "test":
-        if kind.lower() not in NORMAL_NAMES or masks:
+        if kind.lower() not in ("", *NORMAL_NAMES) or masks:
             return f"{kind or 'a mask'} in split {row['split']}", "healthy images there"
         kind = "normal"
     elif not kind and not masks:
         return "neither kind nor mask", "one of them, to know whether the test image is normal"
-    if kind.lower() in NORMAL_NAMES[1:]:
+    if kind.lower() in NORMAL_NAMES:
         kind = "normal"
     return Line(home / row["file"], row["split"], row.get("patient", ""), kind, masks)
 

@@ -52,6 +52,15 @@ def test_three_things_to_edit_stand_on_top_and_are_asked_for(name, tmp_path):
     assert "on top" in found.stderr
 
 
+def write_programs(folder, programs):
+    """Bash scripts that can be run; programs: {path below the folder: body}."""
+    for name, body in programs.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+        path.chmod(0o755)
+
+
 @pytest.fixture
 def cluster(tmp_path):
     """A checkout with a `.venv/bin/python` that shows how it was called, and SLURM's commands.
@@ -77,11 +86,7 @@ SLURM_PROCID=1 SLURM_LOCALID=1 "$@" & second=$!
 wait "$first" && wait "$second"
 """,
     }
-    for name, body in programs.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"#!/usr/bin/env bash\n{body}\n")
-        path.chmod(0o755)
+    write_programs(tmp_path, programs)
     (tmp_path / "start.py").write_text(
         "import jax\n"
         "from caal_jax import parallel\n"
@@ -168,6 +173,43 @@ def test_slurm_is_asked_to_warn_and_to_queue_again(name):
         assert options["ntasks-per-node"] == options["gpus-per-node"]
     else:
         assert options["ntasks"] == "1"
+
+
+GCLOUD = """verb="$4"
+echo "$verb" >> log
+case "$verb" in
+  create) echo READY > state ;;
+  delete) rm state ;;
+  describe) cat state ;;
+  ssh)
+    [[ "$*" = *caal_jax.main* ]] || exit 0
+    echo "$*" >> runs
+    [ "$(wc -l < runs)" -gt 1 ] || { echo "${STATE_AFTER}" > state; exit 1; } ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("after", "status", "expected"),
+    [
+        ("PREEMPTED", 0, "describe NEW ssh describe delete NEW ssh delete"),
+        ("READY", 1, "describe NEW ssh describe"),
+    ],
+)
+def test_a_lost_tpu_slice_is_made_anew_and_an_error_is_not_repeated(
+    tmp_path, after, status, expected
+):
+    write_programs(tmp_path / "bin", {"gcloud": f"cd '{tmp_path}'\n{GCLOUD}", "git": "exit 0"})
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    edits = {"TPU": "mine", "BUCKET": "ours", "STATE_AFTER": after}
+    command = ["bash", LAUNCH / "tpu_pod.sh", "--config.seed=4"]
+    found = run(command, tmp_path, PATH=path, **edits)
+    assert found.returncode == status, found.stderr
+    verbs = (tmp_path / "log").read_text().split()
+    assert verbs == expected.replace("NEW", "create scp ssh").split()
+    for call in (tmp_path / "runs").read_text().splitlines():
+        assert "--workdir=/mnt/bucket/runs/mood" in call
+        assert "--config.seed=4" in call
 
 
 def closed(**properties):

@@ -20,8 +20,8 @@ def read_text(path):
         raise InputError(
             path,
             found="no such file",
-            expected="a table of the data set",
-            remedy="Download it from where the images came from, and put it there.",
+            expected="a table of images",
+            remedy="Check the path; a published table comes from where the images came from.",
         )
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
@@ -69,5 +69,6 @@ def numbers(text, count):
     return found if usable else None
 
 
-def _broken(path, found, expected="the published table"):
-    return InputError(path, found=found, expected=expected, remedy="Download it again.")
+def _broken(path, found, expected="a whole table, as text"):
+    remedy = "Correct it; if it is a published table, download it again."
+    return InputError(path, found=found, expected=expected, remedy=remedy)

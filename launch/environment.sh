@@ -1,6 +1,7 @@
 # Sourced by the other scripts: a .venv with the package, made or renewed only when needed.
 # shellcheck shell=bash
-# CAAL_PYTHON chooses the interpreter (3.11 or newer); $1 is the list of extras, as in [test].
+# CAAL_PYTHON chooses the interpreter (3.11 or newer); $1 is an extra, "test" or "". What is
+# installed are the versions of locked*.txt (see lock.sh), each checked against its hash.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -10,9 +11,12 @@ python="${CAAL_PYTHON:-python3}"
   exit 1
 }
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-stamp=".venv/installed$1"
-if ! cmp -s pyproject.toml "$stamp"; then
-  echo "installing caal_jax$1 into .venv ..."
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$1"
-  cp pyproject.toml "$stamp"
+locked="launch/locked${1:+_$1}.txt"
+stamp=".venv/installed${1:+_$1}"
+if ! cat pyproject.toml "$locked" | cmp -s - "$stamp"; then
+  echo "installing caal_jax${1:+ and its ${1}s} into .venv ..."
+  install=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
+  "${install[@]}" --require-hashes --requirement "$locked"
+  "${install[@]}" --no-deps --no-build-isolation --editable .
+  cat pyproject.toml "$locked" > "$stamp"
 fi

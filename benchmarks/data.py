@@ -1,9 +1,11 @@
 """Preparing records against bare decoding, feeding from records, waiting for data, and memory.
 
-python benchmarks/data.py [--images=200] [--processes=2] [--rounds=3]
+python benchmarks/data.py [--images=400] [--processes=2] [--rounds=3]
 
 Images are made up (smooth shapes with noise), written as PNG in MVTec AD's layout, and prepared as
-that set would be. Preparation and bare decoding take turns, and the best round of each counts.
+that set would be. Preparation and bare decoding take turns, and the best round of each counts. What
+preparation costs however few the images are (starting processes, closing the set) is measured on
+a few and told apart. Ratios of processor time hold on a busy machine too. Prints a table.
 """
 
 import argparse
@@ -18,24 +20,19 @@ import tempfile
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
-from absl import logging
 from PIL import Image
-from train_step import build_step, runner
 
-from caal_jax.data import prepare
-from caal_jax.data.records import read_prepared
-from caal_jax.data.slices import SliceBank
-from caal_jax.defaults import training_config
-from caal_jax.feeding import Feed
+# All else is imported where it is needed: the processes that decode load this file.
+
+FEW = 20  # images: two parts, so that several processes start
 
 
 def make_download(root, count, size):
     """`count` PNG images of size x size in the layout of an MVTec AD category called "a"."""
     rng = np.random.default_rng(0)
     for k in range(count):
-        shape = cv2.resize(rng.normal(0, 50, (16, 16)), (size, size), interpolation=cv2.INTER_CUBIC)
+        shape = Image.fromarray(np.float32(rng.normal(0, 50, (16, 16)))).resize((size, size), 3)
         image = np.clip(shape + rng.normal(128, 2, (size, size)), 0, 255).astype(np.uint8)
         folder = root / "a" / ("test/good" if k == 0 else "train/good")
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,61 +45,102 @@ def decode(path):
         return np.asarray(image).shape
 
 
+def used(function, *arguments, **options):
+    """(seconds, processor seconds, result) of a call, ended child processes included."""
+
+    def processor_seconds():
+        found = [resource.getrusage(of) for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(one.ru_utime + one.ru_stime for one in found)
+
+    began, busy = time.perf_counter(), processor_seconds()
+    result = function(*arguments, **options)
+    return time.perf_counter() - began, processor_seconds() - busy, result
+
+
 def bare(paths, processes):
     if processes == 1:
-        return list(map(decode, paths))
+        for path in paths:
+            decode(path)
+        return
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
-        return list(pool.map(decode, paths, chunksize=16))
+        for _ in pool.map(decode, paths, chunksize=16):
+            pass
 
 
-def seconds(function, *arguments, **options):
-    began = time.perf_counter()
-    function(*arguments, **options)
-    return time.perf_counter() - began
+def row(what, found, aim=""):
+    print(f"| {what} | {found} | {aim} |", flush=True)
 
 
-def preparation(root, paths, processes, rounds):
+def preparation(home, count, processes, rounds):
+    from caal_jax.data import prepare
+
+    sets = [home / "few", home / "many"]
+    for root, number in zip(sets, (FEW, count), strict=True):
+        if not root.exists():
+            make_download(root, number, 1024)
+    paths = [sorted((root / "a").rglob("*.png")) for root in sets]
     found = []
     for k in range(rounds):
-        out = root / f"out_{processes}_{k}"
         found.append(
-            (
-                seconds(bare, paths, processes),
-                seconds(prepare.prepare, "mvtec/a", root, out, processes=processes),
-            )
+            [used(bare, some, processes)[:2] for some in paths]
+            + [
+                used(
+                    prepare.prepare,
+                    "mvtec/a",
+                    root,
+                    root / f"out_{processes}_{k}",
+                    processes=processes,
+                )[:2]
+                for root in sets
+            ]
         )
-    decoding, preparing = (len(paths) / t for t in np.min(found, axis=0))
-    print(
-        f"{processes} process(es): bare decoding {decoding:7.1f} images/s, preparing "
-        f"{preparing:7.1f} images/s, ratio {preparing / decoding:.2f} (aim 0.8)"
+    few, many, few_made, many_made = np.min(found, axis=0)
+    decoding, preparing = (count - FEW) / (many - few), (count - FEW) / (many_made - few_made)
+    start = few_made[0] - FEW / preparing[0]
+    row(
+        f"preparing, {processes} process(es), images/s (bare decoding)",
+        f"{preparing[0]:.0f} ({decoding[0]:.0f}), and {start:.1f} s to start",
     )
+    ratio, busy = preparing / decoding
+    row("the same as a ratio (of processor time)", f"{ratio:.2f} ({busy:.2f})", "0.8")
 
 
 def streaming_bank(folder, size):
+    from caal_jax.data.records import read_prepared
+    from caal_jax.data.slices import SliceBank
+
     data = read_prepared(folder, validation_fraction=0)
     return SliceBank.build(data.train, image_size=size, max_bytes=1)
 
 
 def feeding(folder):
     """Images per second of records of 256 x 256: in one thread, and read ahead by all."""
-    bank, batch, steps = streaming_bank(folder, 256), 16, 60
-    began, used = time.perf_counter(), time.process_time()
-    for step in range(steps):
-        bank.batch(0, step, batch)
-    used, took = time.process_time() - used, time.perf_counter() - began
-    images = 2 * batch * steps  # a target and a source each
-    print(f"one thread: {images / took:7.0f} images/s, {images / used:7.0f} per core (aim 2000)")
-    took = seconds(
-        lambda: [None for _ in Feed(lambda s: bank.batch(0, s, batch), range(steps), bank)]
+    from caal_jax.feeding import Feed
+
+    bank, batch, steps = streaming_bank(folder, 256), 16, range(60)
+    images = 2 * batch * len(steps)  # a target and a source each
+    bank.batch(0, 0, batch)  # opens the files
+    took, busy, _ = used(lambda: [bank.batch(0, step, batch) for step in steps])
+    row("feeding from records, one thread, images/s", f"{images / took:.0f}")
+    row("the same per processor second", f"{images / busy:.0f}", "2000")
+    took, _, _ = used(
+        lambda: [None for _ in Feed(lambda step: bank.batch(0, step, batch), steps, bank)]
     )
-    print(f"read ahead: {images / took:7.0f} images/s in {os.cpu_count()} threads")
+    row(f"feeding from records, {os.cpu_count()} threads, images/s", f"{images / took:.0f}")
 
 
-def waiting(folder, steps=12):
-    """The share of the default training's time that goes into waiting for data."""
+def waiting(folder, steps=20):
+    """The share of the default training's time, after its first step, spent waiting for data."""
+    from train_step import build_step, runner
+
+    from caal_jax.data.records import read_prepared
+    from caal_jax.data.slices import SliceBank
+    from caal_jax.defaults import training_config
+    from caal_jax.feeding import Feed
+
     config = training_config()
-    config.num_members = 1
+    config.num_members = 1  # the fastest step there is
     run = runner(config, build_step)
     run()
     data = read_prepared(folder, validation_fraction=0)
@@ -112,9 +150,14 @@ def waiting(folder, steps=12):
         ("records", streaming_bank(folder, size)),
     ):
         feed = Feed(lambda s, b=bank: b.batch(0, s, config.batch_size), range(steps), bank)
-        for _ in feed:
+        batches, waits, began = iter(feed), [], None
+        for _ in range(steps):
+            waits.append(used(next, batches)[0])
+            began = began or time.perf_counter()
             run()
-        print(f"training from {name}: waits {feed.share_waited:.2%} of the time (aim 2 %)")
+        share = sum(waits[1:]) / (time.perf_counter() - began)
+        row(f"share of training spent waiting for {name}", f"{share:.2%}", "2 %")
+        row(f"the first batch from {name}", f"{waits[0]:.2f} s")
 
 
 def memory(root, count):
@@ -130,11 +173,13 @@ def memory(root, count):
     for lines in (prepared, stream):
         code = "\n".join(
             [
-                "import pathlib, resource",
+                "import pathlib",
                 "from caal_jax.data import prepare",
                 f"root = pathlib.Path({str(root)!r})",
                 *lines,
-                "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)",
+                # Linux's own; getrusage would count what this process held when it started that.
+                "status = pathlib.Path('/proc/self/status').read_text()",
+                "print(status.split('VmHWM:')[1].split()[0])",
             ]
         )
         made = subprocess.run(
@@ -145,35 +190,34 @@ def memory(root, count):
             check=True,
         )
         peaks.append(int(made.stdout.split()[-1]) / 1024)
-    return peaks
+    row(
+        f"peak memory with {count} images of 512 x 512: preparing, reading batches",
+        f"{peaks[0]:.0f} MiB, {peaks[1]:.0f} MiB",
+        "equal for any number",
+    )
 
 
 def main():
+    from absl import logging
+
+    from caal_jax.data import prepare
+
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     logging.set_verbosity(logging.ERROR)
+    print("| PNG of 1024 x 1024, records of 256 x 256, 8 bit | found | aim |\n| --- | --- | --- |")
     with tempfile.TemporaryDirectory() as home:
         home = Path(home)
-        print(f"{options.images} PNG images of 1024 x 1024, 8 bit")
-        root = make_download(home / "large", options.images, 1024)
-        paths = sorted(root.rglob("*.png"))
         for processes in sorted({1, options.processes}):
-            preparation(root, paths, processes, options.rounds)
-        root = make_download(home / "small", options.images, 256)
-        folder = prepare.prepare("mvtec/a", root, home / "records")
-        print("records of 256 x 256, 8 bit")
+            preparation(home, options.images, processes, options.rounds)
+        folder = prepare.prepare("mvtec/a", make_download(home / "s", 200, 256), home / "records")
         feeding(folder)
         waiting(folder)
         for count in (100, 400):
-            peaks = memory(home / str(count), count)
-            print(
-                f"peak memory with {count} images of 512 x 512: preparing {peaks[0]:.0f} MiB, "
-                f"reading batches {peaks[1]:.0f} MiB"
-            )
-    print(f"this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+            memory(home / str(count), count)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """data: files or a phantom in, cases out (native-dtype image, mask or None, id, spacing)."""
 
-from caal_jax.data import busi, folder, mood, phantom, public, records, table
+from caal_jax.data import busi, folder, hippocampus, mood, phantom, public, records, table
 from caal_jax.data.case import Case, DataSet, Entry, Geometry
 from caal_jax.errors import InputError
 
@@ -10,7 +10,7 @@ __all__ = ["Case", "DataSet", "Entry", "Geometry", "load_dataset", "slice_axis"]
 def load_dataset(config):
     """The data set that a config names.
 
-    config: an `ml_collections.ConfigDict` with `dataset` ("folder" or a name of
+    config: an `ml_collections.ConfigDict` with `dataset` ("folder", "hippocampus" or a name of
     `caal_jax.data.public.SETS`), `data_dir`, `validation_fraction` and `seed`; for mood also
     `region`, and with an empty `data_dir`, which means the built-in phantom, `phantom_size`,
     `phantom_train`, `phantom_validation` and `phantom_test`.
@@ -23,7 +23,8 @@ def load_dataset(config):
     """
     root, seed = config.data_dir, config.seed
     split = {"validation_fraction": config.validation_fraction, "seed": seed}
-    one = None if config.dataset == "folder" else public.find_set(config.dataset)
+    own = config.dataset in ("folder", "hippocampus")
+    one = None if own else public.find_set(config.dataset)
     if config.dataset == "mood" and not root:
         return phantom.phantom_dataset(
             region=config.region,
@@ -40,6 +41,8 @@ def load_dataset(config):
             expected=f"the folder of the {config.dataset} data",
             remedy="Pass --config.data_dir=FOLDER.",
         )
+    if config.dataset == "hippocampus":
+        return hippocampus.hippocampus(root, **split)
     if one is None:
         read = table.table if str(root).lower().endswith(".csv") else folder.folder
         return read(root, slice_axis=slice_axis(config), **split)

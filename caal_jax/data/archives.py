@@ -1,6 +1,8 @@
 """Downloaded archives, unpacked into a folder that they cannot leave."""
 
+import errno
 import gzip
+import lzma
 import os
 import shutil
 import tarfile
@@ -10,6 +12,8 @@ from pathlib import Path
 
 from caal_jax.errors import InputError
 
+# Names that no file can have beside the others, and broken bzip2, which has no number.
+IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, None)
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 # RuntimeError: encrypted, or packed in a way that the library does not know.
 DAMAGE = (
@@ -17,6 +21,7 @@ DAMAGE = (
     tarfile.TarError,
     gzip.BadGzipFile,
     zlib.error,
+    lzma.LZMAError,
     EOFError,
     RuntimeError,
 )
@@ -55,8 +60,11 @@ def unpack(path, folder):
                 while archive.fileobj.read(2**20):
                     pass
         os.replace(partial, folder)
-    except DAMAGE as error:
-        raise _refused(path, f"a damaged archive ({error})") from error
+    except (*DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in IMPOSSIBLE:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise _refused(path, f"a damaged archive ({reason})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -107,6 +107,7 @@ def examine(config):
     _check_leaks(findings, records)
     _check_dicom_patients(findings, splits)
     _check_unity(findings)
+    _check_colours(findings, config)
     root = Path(config.data_dir)
     if config.data_dir and root.is_dir():
         used = {path for part in splits.values() for entry in part for path in entry.paths}
@@ -263,6 +264,18 @@ def _check_unity(findings):
             findings.add("warning", "the data set", f"mixes {what} ({told}).")
 
 
+def _check_colours(findings, config):
+    """Photographs whose colours the config is about to change."""
+    channels = {fact.channels for fact in findings.facts}
+    if config.dataset == "folder" and channels == {3} and config.get("equalise") == "preprocess":
+        findings.add(
+            "warning",
+            "the data set",
+            "is in colour, and config.equalise changes colours, channel by channel. For "
+            "photographs add --config.equalise=none here and when training.",
+        )
+
+
 def _check_left_over(findings, root, used):
     """Files below the data folder that no case reads, hidden ones aside."""
     used = {os.path.abspath(path) for path in used}
@@ -321,7 +334,7 @@ def summary(findings):
         levels = np.stack([fact.levels for fact in facts])
         lines += [
             f"{split}: {len(facts)} readable",
-            f"  size      {_sizes([fact.shape for fact in facts])}",
+            f"  size      {sizes([fact.shape for fact in facts])}",
             f"  spacing   {_most([times_mm(fact.spacing_mm) for fact in facts])}",
             f"  type      {_most([f'{f.dtype}, {f.channels} channel(s)' for f in facts])}",
             f"  intensity {levels.min():g} to {levels.max():g}, median "
@@ -334,7 +347,7 @@ def summary(findings):
     return "\n".join(lines)
 
 
-def _sizes(shapes):
+def sizes(shapes):
     """The few sizes there are, or the range along each axis."""
     if len(set(shapes)) <= SHOWN or len(set(map(len, shapes))) > 1:
         return _most([times(shape) for shape in shapes])

@@ -5,10 +5,14 @@ python -m caal_jax.data.prepare --dataset=jsrt --source=DIR --output=DIR [--proc
 --dataset=NAME or NAME/PART, such as mood/abdomen, mvtec/hazelnut, chestxray14/F or lgg/all.
 --source: the folder of the public download, or a zip or tar file of it.
 A stopped run goes on where it was; a finished one is checked against its checksums.
+On a cluster, --beam_pipeline_options=runner=FlinkRunner,... has an Apache Beam pipeline read the
+cases (pip install 'caal_jax[beam]') where all machines see both folders under the same paths. Only
+Beam's local runners have been tried.
 """
 
 import concurrent.futures
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -57,10 +61,10 @@ class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version(VERSION)
 
-    def __init__(self, public_set, variant, *, source, output, processes):
+    def __init__(self, public_set, variant, *, source, output, processes, beam_options):
         self.name, self._set = public_set.name, public_set
         self._job = (public_set.name, variant, str(source))
-        self._processes = processes
+        self._processes, self._beam_options = processes, beam_options
         config = tfds.core.BuilderConfig(name=variant, version=VERSION) if variant else None
         super().__init__(data_dir=output, config=config)
         self.info.set_file_format("array_record")
@@ -83,7 +87,7 @@ class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
         dataset = load(*self._job)
         plan = make_plan(dataset)
         claim_parts(self.parts, self._job, dataset)
-        done = write_parts(self._job, dataset, plan, self.parts, self._processes)
+        done = write_parts(self.name, plan, self.parts, lambda todo: self._write(dataset, todo))
         skipped = [message for facts in done for message in facts["skipped"]]
         check_parts(plan, done, skipped)
         target = Path(self.data_dir)
@@ -128,6 +132,13 @@ class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
         files.write_text(target / SUMS, "".join(f"{s}  {name}\n" for name, s in sums.items()))
         self.info.set_splits(tfds.core.SplitDict(splits))
 
+    def _write(self, dataset, todo):
+        if self._beam_options is None:
+            return run_parts(self._job, dataset, todo, self.parts, self._processes)
+        from caal_jax.data.beam import run_in_beam
+
+        return run_in_beam(self._job, todo, self.parts, options=self._beam_options)
+
     def _make_download_manager(self, **options):
         """A stand-in: the download is there already."""
         return SimpleNamespace(downloaded_size=0)
@@ -142,12 +153,13 @@ class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
         raise NotImplementedError("as_dataset needs TensorFlow; use as_data_source")
 
 
-def prepare(name, source, output, *, processes=1):
+def prepare(name, source, output, *, processes=1, beam_options=None):
     """Prepares a public data set; returns the folder of its records.
 
     name: "jsrt", or with the part of the set "mood/abdomen". source: the folder of the download,
     or a zip or tar file, which is unpacked below `output`. If the records are there, they are
-    checked instead.
+    checked instead. beam_options: options of an Apache Beam pipeline, such as
+    ["--runner=DirectRunner"], which then does the reading instead of `processes`.
     Raises: InputError for anything unusable; what was finished before is kept.
     """
     name, _, variant = name.partition("/")
@@ -167,7 +179,14 @@ def prepare(name, source, output, *, processes=1):
     inner = source
     if is_archive(source):
         inner = output / name / f".unpacked-{source.stat().st_size}-{source.name}"
-    builder = PublicBuilder(public_set, variant, source=inner, output=output, processes=processes)
+    builder = PublicBuilder(
+        public_set,
+        variant,
+        source=inner,
+        output=output,
+        processes=processes,
+        beam_options=beam_options,
+    )
     folder = Path(builder.data_path)
     if (folder / INFO).is_file():
         verify(folder)
@@ -236,34 +255,32 @@ def part_file(folder, part):
     return folder / f"{part[0]}-{part[1]:05d}.array_record"
 
 
-def write_parts(job, dataset, plan, folder, processes):
-    """What is known of each part, in order, after writing those that are not there yet."""
+def write_parts(name, plan, folder, run):
+    """What is known of each part, in order, after `run` has written those that are not there.
+
+    run: from a list of parts to (part, facts) of each as it is finished.
+    """
     known = {part: read_part(folder, part) for part in plan}
     todo = [part for part in plan if known[part] is None]
     total = sum(last - first for _, _, first, last in plan)
     left = sum(last - first for _, _, first, last in todo)
-    with tqdm(total=total, initial=total - left, desc=f"preparing {job[0]}", unit="case") as bar:
-        for part, facts in run_parts(job, dataset, todo, folder, processes):
+    with tqdm(total=total, initial=total - left, desc=f"preparing {name}", unit="case") as bar:
+        for part, facts in run(todo):
             known[part] = facts
             bar.update(part[3] - part[2])
     return [known[part] for part in plan]
 
 
 def run_parts(job, dataset, todo, folder, processes):
-    """Yields (part, facts) as parts are finished, in this process or in several others.
-
-    Those load the data set anew: its entries cannot be sent.
-    """
+    """Yields (part, facts) as parts are finished, in this process or in several others."""
     if processes == 1 or len(todo) < 2:
         for part in todo:
             yield part, write_part(dataset, job[0], part, folder)
         return
     # Forked children of a process with threads can hang.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        min(processes, len(todo)), context, initializer=_start, initargs=(job,)
-    ) as pool:
-        futures = {pool.submit(_write, part, folder): part for part in todo}
+    with concurrent.futures.ProcessPoolExecutor(min(processes, len(todo)), context) as pool:
+        futures = {pool.submit(write_loaded, part, job, folder): part for part in todo}
         try:
             for future in concurrent.futures.as_completed(futures):
                 yield futures[future], future.result()
@@ -278,13 +295,13 @@ def run_parts(job, dataset, todo, folder, processes):
             pool.shutdown(cancel_futures=True)
 
 
-def _start(job):
-    global _job, _dataset
-    _job, _dataset = job, load(*job)
+# The entries of a data set cannot be sent to other processes, which load it anew, once each.
+_load_once = functools.lru_cache(maxsize=1)(load)
 
 
-def _write(part, folder):
-    return write_part(_dataset, _job[0], part, folder)
+def write_loaded(part, job, folder):
+    """As `write_part`, in a process that has nothing but the names of things."""
+    return write_part(_load_once(*job), job[0], part, folder)
 
 
 def write_part(dataset, name, part, folder):
@@ -324,7 +341,8 @@ def write_part(dataset, name, part, folder):
         "num_bytes": path.stat().st_size,
         "sha256": sha256(path),
     }
-    files.write_text(path.with_suffix(".json"), json.dumps(facts))
+    # In one go, unlike all else: what a crash leaves of it does not parse, or the checksum differs.
+    path.with_suffix(".json").write_text(json.dumps(facts))
     return facts
 
 
@@ -393,12 +411,14 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; options start with --")
     logging.set_verbosity(logging.ERROR)  # TFDS tells every step of its work
+    beam = flags.FLAGS.beam_pipeline_options
     try:
         folder = prepare(
             flags.FLAGS.dataset,
             flags.FLAGS.source,
             flags.FLAGS.output,
             processes=flags.FLAGS.processes,
+            beam_options=None if beam is None else [f"--{option}" for option in beam],
         )
     except InputError as error:
         sys.exit(f"error: {error}")
@@ -413,6 +433,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("dataset", None, "NAME or NAME/PART of a public data set.")
     flags.DEFINE_string("source", None, "The folder (or zip, tar) of the public download.")
     flags.DEFINE_string("output", None, "The folder that gets NAME[/PART]/VERSION.")
-    flags.DEFINE_integer("processes", os.cpu_count(), "How many read at once.")
+    flags.DEFINE_integer("processes", os.cpu_count(), "How many read at once.", lower_bound=1)
+    flags.DEFINE_list("beam_pipeline_options", None, "Of Apache Beam, as TFDS takes them.")
     flags.mark_flags_as_required(["dataset", "source", "output"])
     app.run(main)

@@ -1,8 +1,12 @@
 """Public downloads into records and back: complete, restartable, checked, and fit to train on."""
 
+import dataclasses
 import json
+import os
+import sys
 import tarfile
 import zipfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +16,11 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from numpy.testing import assert_array_equal
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from caal_jax import files, parallel, train
 from caal_jax.data import archives, load_dataset, prepare, public, records
+from caal_jax.data.case import Case, Geometry
 from caal_jax.data.public import jsrt
 from caal_jax.data.slices import SliceBank
 from caal_jax.defaults import training_config
@@ -220,11 +226,49 @@ def test_several_processes_make_the_same_files(tmp_path):
     assert contents(one) == contents(two)
 
 
+def test_a_beam_pipeline_makes_the_same_files(tmp_path):
+    pytest.importorskip("apache_beam", reason="Apache Beam is an extra of its own")
+    layouts.head_ct(tmp_path / "raw")
+    one, two = (
+        prepare.prepare("head_ct", tmp_path / "raw", tmp_path / name, beam_options=options)
+        for name, options in (("pool", None), ("beam", ["--runner=DirectRunner"]))
+    )
+    assert contents(one) == contents(two)
+    (tmp_path / "beam" / "head_ct" / "1.0.0").rename(tmp_path / "old")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "ArrayRecordWriter", None)
+        with pytest.raises(InputError, match=r"the Beam pipeline: found a failure .*not callable"):
+            prepare.prepare("head_ct", tmp_path / "raw", tmp_path / "beam", beam_options=[])
+
+
+def test_beam_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    layouts.head_ct(tmp_path / "raw")
+    with pytest.raises(InputError, match=r"no apache-beam.*pip install 'caal_jax\[beam\]'"):
+        prepare.prepare("head_ct", tmp_path / "raw", tmp_path / "out", beam_options=[])
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((1, 1, 1), "uint8"), ((8, 15, 1), "uint8"), ((130, 127, 3), "int16"), ((5, 7, 1), "float32")],
+)
+def test_a_record_is_what_the_library_would_write(shape, dtype):
+    image = np.arange(np.prod(shape)).astype(dtype).reshape(shape)
+    case = Case("a", image, Geometry((0.5, 1.5)), mask=image[..., 0] > 2, label=1, kind="dent")
+    (example,) = records.case_examples(case, dtype)
+    features = records.record_features(dtype)
+    library = ExampleSerializer(features.get_serialized_info())
+    want = library.get_tf_example(features.encode_example(example))
+    assert type(want).FromString(records.record_serialiser(dtype)(example)) == want
+
+
 def test_bad_cases_are_skipped_and_counted(tmp_path, films):
     (films / "films" / "JPCNN002.IMG").write_bytes(b"short")
+    (films / "films" / "JPCNN003.IMG").unlink()
+    (films / "films" / "JPCNN003.IMG").symlink_to("nowhere")
     folder = prepare.prepare("jsrt", films, tmp_path / "out")
     data = load_dataset(config("jsrt", folder))
-    message = "1 cases were skipped in preparation, the first: JPCNN002 ("
+    message = "2 cases were skipped in preparation, the first: JPCNN002 ("
     assert any(note.startswith(message) for note in data.notes)
     for path in (films / "films").glob("JPCNN*"):
         path.write_bytes(b"short")
@@ -263,6 +307,61 @@ def test_what_cannot_be_prepared(tmp_path, films):
         pytest.raises(InputError, match="another process at work"),
     ):
         prepare.prepare("jsrt", films, out)
+
+
+@pytest.mark.parametrize("name", list(public.SETS))
+def test_litter_changes_nothing(tmp_path, name):
+    make(name, tmp_path)
+    wanted = ids_and_first(load_dataset(config(name, tmp_path)))
+    for folder in (tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())):
+        (folder / "round").symlink_to(tmp_path, target_is_directory=True)
+        (folder / "self.png").symlink_to("self.png")
+        for suffix in ("dcm", "xml"):
+            (folder / f"gone.{suffix}").symlink_to(f"nowhere.{suffix}")
+            (folder / f"._0.{suffix}").write_bytes(b"left by another system")
+        os.close(os.open(os.fsencode(folder) + b"/caf\xe9.txt", os.O_CREAT))
+    assert ids_and_first(load_dataset(config(name, tmp_path))) == wanted
+
+
+def ids_and_first(data):
+    splits = (data.train, data.validation, data.test)
+    ids = [[entry.case_id for entry in split] for split in splits]
+    return ids, [split[0].load().image.tobytes() for split in splits]
+
+
+@pytest.mark.parametrize(("name", "closed"), [("jsrt", "films"), ("lidc", "1.2.3")])
+def test_a_closed_folder_is_not_left_out(tmp_path, monkeypatch, name, closed):
+    make(name, tmp_path)
+    scan = os.scandir
+
+    def refuse(path):
+        if Path(path).name == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=rf"{closed}: found a folder that cannot be opened"):
+        load_dataset(config(name, tmp_path))
+
+
+def test_whatever_cannot_be_opened_is_told(tmp_path):
+    def refuse(root, **options):
+        raise PermissionError(13, "Permission denied", f"{root}/a.png")
+
+    one = dataclasses.replace(public.SETS["head_ct"], read=refuse)
+    with pytest.raises(InputError, match=r"a\.png: found what cannot be opened \(Permission den"):
+        one.dataset(tmp_path, validation_fraction=0, seed=0)
+
+
+def test_a_name_that_is_no_text_becomes_one(tmp_path):
+    layouts.mood(tmp_path)
+    volumes = tmp_path / "brain" / "brain_train"
+    for path in volumes.iterdir():
+        path.rename(os.fsdecode(os.fsencode(path).replace(b"0000", b"caf\xe9")))
+    folder = prepare.prepare("mood/brain", tmp_path, tmp_path / "out")
+    data = load_dataset(config("mood", folder))
+    case = data.train[0].load()
+    assert {case.case_id[:-1], case.patient[:-1]} == {r"caf\xe9"}
 
 
 def test_duplicate_ids_are_refused(tmp_path):
@@ -334,6 +433,19 @@ def test_other_bad_archives(tmp_path, monkeypatch):
     for name in ("b.zip", "b.tar.gz"):
         with pytest.raises(InputError, match="a damaged archive"):
             archives.unpack(tmp_path / name, tmp_path / "in")
+    with zipfile.ZipFile(tmp_path / "lzma.zip", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a", "1" * 1000)
+    data = bytearray((tmp_path / "lzma.zip").read_bytes())
+    data[40] = 255  # the first byte of the stream
+    (tmp_path / "lzma.zip").write_bytes(data)
+    for name, members in (("both", ["a", "a/b"]), ("long", ["x" * 300])):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            for member in members:
+                archive.writestr(member, "1")
+    for name in ("lzma", "both", "long"):
+        with pytest.raises(InputError, match="a damaged archive"):
+            archives.unpack(tmp_path / f"{name}.zip", tmp_path / "in")
+    assert not list(tmp_path.glob("in*"))
     free = archives.shutil.disk_usage(tmp_path)._replace(free=999)
     monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: free)
     with pytest.raises(InputError, match="1000 bytes once unpacked, with 999 bytes free"):

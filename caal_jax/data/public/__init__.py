@@ -38,11 +38,19 @@ class PublicSet:
     own_validation: bool = False
 
     def dataset(self, root, *, variant="", validation_fraction, seed):
-        """The `DataSet` below `root`, in the public layout."""
+        """The `DataSet` below `root`, in the public layout. Raises `InputError`."""
         options = {self.variant: variant or self.default} if self.variant else {}
         if not self.own_validation:
             options |= {"validation_fraction": validation_fraction, "seed": seed}
-        return self.read(root, **options)
+        try:
+            return self.read(root, **options)
+        except OSError as error:
+            raise InputError(
+                error.filename or root,
+                found=f"what cannot be opened ({error.strerror})",
+                expected="readable files and folders",
+                remedy="Change the permissions, or copy it elsewhere.",
+            ) from error
 
 
 _SETS = (

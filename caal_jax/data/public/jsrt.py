@@ -12,7 +12,7 @@ import numpy as np
 from caal_jax.data.case import Case, DataSet, Entry, Geometry
 from caal_jax.data.public.tables import read_text
 from caal_jax.data.public.truth import disc_mask
-from caal_jax.data.readers import existing_folder
+from caal_jax.data.readers import existing_folder, refuse_folder
 from caal_jax.data.split import MIN_TRAIN, hold_out
 from caal_jax.errors import InputError
 
@@ -85,15 +85,24 @@ def read_nodules(path):
 
 def read_film(path):
     """(2048, 2048, 1) uint16, 0 to 4095, high where bright. Raises `InputError`."""
-    num_bytes = path.stat().st_size
-    if num_bytes != 2 * SIDE * SIDE:
+    try:
+        num_bytes = path.stat().st_size
+        data = path.read_bytes() if num_bytes == 2 * SIDE * SIDE else b""
+    except OSError as error:
+        raise InputError(
+            path,
+            found=f"a film that cannot be read ({error.strerror})",
+            expected="a readable file",
+            remedy="Copy the file again.",
+        ) from error
+    if len(data) != 2 * SIDE * SIDE:
         raise InputError(
             path,
             found=f"{num_bytes} bytes",
             expected=f"{2 * SIDE * SIDE} (2048 x 2048 big-endian 16-bit values, no header)",
             remedy="Copy the file again.",
         )
-    image = np.fromfile(path, ">u2").reshape(SIDE, SIDE, 1)
+    image = np.frombuffer(data, ">u2").reshape(SIDE, SIDE, 1)
     if image.max() > HIGHEST:
         raise InputError(
             path,
@@ -106,7 +115,7 @@ def read_film(path):
 
 def _find(root):
     films, table = {}, root / TABLE
-    for parent, folders, names in os.walk(root):
+    for parent, folders, names in os.walk(root, onerror=refuse_folder):
         folders.sort()
         for name in sorted(names):
             path = Path(parent, name)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 import warnings
 from collections import defaultdict
@@ -12,7 +13,13 @@ import cv2
 import numpy as np
 
 from caal_jax.data.case import DataSet, Entry
-from caal_jax.data.readers import existing_folder, natural_key, read_image
+from caal_jax.data.readers import (
+    dicom_files,
+    existing_folder,
+    natural_key,
+    read_image,
+    refuse_folder,
+)
 from caal_jax.data.split import MIN_TRAIN, hold_out
 from caal_jax.errors import InputError
 
@@ -193,15 +200,28 @@ def _entry(xml, case_id, patient, *, whole):
 
 def _scans(root):
     """(patient, XML file) of every CT scan, in natural order."""
-    scans = []
-    for path in sorted(root.rglob("*.xml"), key=natural_key):
+    scans, found = [], []
+    for parent, _, names in os.walk(root, onerror=refuse_folder):
+        found += [Path(parent, name) for name in names if name.endswith(".xml")]
+    for path in sorted(found, key=natural_key):
         patient = re.search(r"LIDC-IDRI-\d{4}", str(path.relative_to(root)))
-        with path.open("rb") as stream:
-            # Readings of chest radiographs say so in their root element.
-            radiograph = b"<IdriReadMessage" in stream.read(2048)
-        if patient and not radiograph and any(path.parent.glob("*.dcm")):
+        if not patient or path.name.startswith(".") or not path.is_file():
+            continue
+        try:
+            with path.open("rb") as stream:
+                # Readings of chest radiographs say so in their root element.
+                radiograph = b"<IdriReadMessage" in stream.read(2048)
+        except OSError as error:
+            raise _broken(path, f"a file that cannot be read ({error.strerror})") from error
+        if not radiograph and _slice_files(path.parent):
             scans.append((patient[0], path))
     return scans
+
+
+def _slice_files(folder):
+    """The same files that `read_image` reads of a folder."""
+    files = [path for path in folder.iterdir() if path.is_file()]
+    return dicom_files([path for path in files if not path.name.startswith(".")])
 
 
 def _slices(folder, series):
@@ -210,13 +230,17 @@ def _slices(folder, series):
 
     wanted = ["SOPInstanceUID", "SeriesInstanceUID", "ImagePositionPatient"]
     found = []
-    for path in sorted(Path(folder).glob("*.dcm")):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=wanted)
-        if header.SeriesInstanceUID != series and series:
-            raise _broken(folder, f"slices of the series {header.SeriesInstanceUID}", series)
-        found.append((float(header.ImagePositionPatient[2]), str(header.get("SOPInstanceUID", ""))))
+    for path in _slice_files(folder):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=wanted)
+            own, z_mm = header.SeriesInstanceUID, float(header.ImagePositionPatient[2])
+        except Exception as error:  # as broken files raise nearly every built-in exception
+            raise _broken(path, f"a broken header ({error})", "a CT slice") from error
+        if series not in ("", own):
+            raise _broken(folder, f"slices of the series {own}", series)
+        found.append((z_mm, str(header.get("SOPInstanceUID", ""))))
     found.sort()
     return [uid for _, uid in found], np.array([z for z, _ in found])
 

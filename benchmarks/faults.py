@@ -27,6 +27,7 @@ import numpy as np
 
 from caal_jax import evaluate as evaluation
 from caal_jax import files, parallel
+from caal_jax import train as training
 from caal_jax.checkpoint import Checkpoints
 from caal_jax.data.phantom import phantom_dataset
 from caal_jax.defaults import training_config
@@ -79,7 +80,7 @@ def child(
         os.environ["JAX_COORDINATOR_ADDRESS"] = address
         os.environ |= {"JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(number)}
         parallel.start()
-    sys.modules["caal_jax.train"].MIN_SYNTHETIC = 4
+    training.MIN_SYNTHETIC = 4
     if strike is not None:
         STRIKES[strike[0]](strike[1])
     config = tiny_config(**dict(changes))
@@ -178,12 +179,12 @@ def is_file(name):
 
 
 STRIKES = {
-    "step": lambda at: before(parallel, "stack_batches", die, at),
+    "step": lambda at: before(training, "round_batches", die, at),
     "save": die_once_begun,
     "calibration": lambda at: before(files, "write_text", die, 1, is_file("decisions.json")),
     "evaluation": lambda at: before(evaluation, "write_maps", die, at),
     "report": lambda at: before(evaluation.report, "write_report", die, 1),
-    "SIGTERM": lambda at: before(parallel, "stack_batches", ask_to_stop, at),
+    "SIGTERM": lambda at: before(training, "round_batches", ask_to_stop, at),
     "full disk": lambda at: around_save(full_disk, at),
     "permission": lambda at: around_save(forbidden, at),
 }

@@ -15,7 +15,7 @@ import numpy as np
 from faults import before, tiny_config
 from PIL import Image
 
-from caal_jax import parallel
+from caal_jax import train as training
 from caal_jax.data.phantom import phantom_dataset
 from caal_jax.localise import FinishedRun
 from caal_jax.predict import predict
@@ -26,7 +26,8 @@ SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 def row(name):
     """Prints a row of the table: the present use of this process, from Linux's /proc."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").open())
+    lines = Path("/proc/self/status").read_text().splitlines()
+    status = dict(line.split(":", 1) for line in lines)
     memory = int(status["VmRSS"].split()[0]) / 1024
     files = len(os.listdir("/proc/self/fd"))
     print(f"| {name} | {memory:.0f} | {files} | {status['Threads'].strip()} |", flush=True)
@@ -43,7 +44,7 @@ def main():
     )
     print("| after | MiB | open files | threads |\n| --- | --- | --- | --- |")
     for owner, method, total, unit in (
-        (parallel, "stack_batches", options.steps, "steps"),
+        (training, "round_batches", options.steps, "steps"),
         (FinishedRun, "predict", options.files, "files"),
     ):
         for share in SHARES:

@@ -11,6 +11,7 @@ Needs torch: pip install '.[torch]'.
 
 import argparse
 import itertools
+import math
 import time
 
 import jax
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 import torch_localisers as restated
 from timing import alternate
 
-from caal_jax import localisers
+from caal_jax import localisers, parallel
 from caal_jax.localisers.heads import soft_binary
 from caal_jax.synthesis import Anomaly
 
@@ -122,11 +123,15 @@ def torch_functions(name, variables, batch, dtype, compiled):
 def jax_functions(localiser, variables, batch, members):
     """(train step of all members in turn, inference) of a localiser, both without arguments."""
     optimizer = optax.adam(1e-3)
-    batch = jax.tree.map(jnp.asarray, batch)
+    # As in training: the batch is split over the devices, which on a CPU are its cores.
+    count = math.gcd(jax.device_count(), len(batch.image))
+    mesh = jax.make_mesh((count,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    split, whole = (jax.sharding.NamedSharding(mesh, jax.P(*axes)) for axes in (("batch",), ()))
+    batch, variables = jax.device_put(batch, split), jax.device_put(variables, whole)
     copies = [jax.tree.map(jnp.array, variables) for _ in range(members)]
-    states = [(copy, optimizer.init(copy)) for copy in copies]
+    states = [jax.device_put((copy, optimizer.init(copy)), whole) for copy in copies]
 
-    def step(state, key):
+    def step(state, key, batch):
         variables, opt_state = state
         (loss, _), gradient = jax.value_and_grad(localiser.loss, has_aux=True)(
             variables, key, batch
@@ -137,16 +142,16 @@ def jax_functions(localiser, variables, batch, members):
     step = jax.jit(step, donate_argnums=0)
     key = jax.random.key(0)
     began = time.perf_counter()
-    step = step.lower(states[0], key).compile()
+    step = step.lower(states[0], key, batch).compile()
     seconds = time.perf_counter() - began
-    answer = jax.jit(lambda v: localiser.sample(v, key, batch.image, 1).mean())
+    answer = jax.jit(lambda v, images: localiser.sample(v, key, images, 1).mean())
 
     def train():
         for number in range(members):
-            states[number], loss = step(states[number], key)
+            states[number], loss = step(states[number], key, batch)
         return loss
 
-    return train, lambda: answer(variables), step.memory_analysis(), seconds
+    return train, lambda: answer(variables, batch.image), step.memory_analysis(), seconds
 
 
 def torch_peak(function):
@@ -169,11 +174,14 @@ def main():
     parser.add_argument("--members", type=int, default=0, help="also time an ensemble, one device")
     parser.add_argument("--compile", action="store_true", help="torch.compile the restatements")
     options = parser.parse_args()
+    parallel.keep_memory()
+    parallel.start()
     device = jax.local_devices()[0]
     print(
-        f"jax {jax.__version__} on {device.device_kind}, torch {torch.__version__} with "
-        f"{torch.get_num_threads()} threads, batch {options.batch} x {options.size} x "
-        f"{options.size}, {options.dtype}, best of {options.rounds}; x: torch's time over ours"
+        f"jax {jax.__version__} on {jax.device_count()} x {device.device_kind}, "
+        f"torch {torch.__version__} with {torch.get_num_threads()} threads, "
+        f"batch {options.batch} x {options.size} x {options.size}, {options.dtype}, "
+        f"best of {options.rounds}; x: torch's time over ours"
     )
     print(f"{'':28s}{'ours':>10s}{'torch':>10s}   images/s")
     rng = np.random.default_rng(0)

@@ -80,6 +80,8 @@ def main():
     parser.add_argument("--members", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
+    parallel.keep_memory()
+    parallel.start()
     config = training_config()
     config.image_size, config.num_members = options.size, 1
     variants = {"network alone": runner(config, plain_step)}

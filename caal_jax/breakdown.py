@@ -23,6 +23,26 @@ OBJECT = {
     "sensitivity_at_1_alarm": ("froc", functools.partial(metrics.froc_from_counts, rates=(1.0,))),
     "pointing_game": ("pointing", ratio),
 }
+# Where the truth is boxes: the share of them that is found, by the least overlap that counts.
+BOX_IOUS = (0.1, 0.3, 0.5)
+BOXES = {
+    f"box_recall_{iou:.0%}": ("boxes", lambda sums, at=at: ratio(sums[..., [at, -1]]))
+    for at, iou in enumerate(BOX_IOUS)
+}
+
+
+def boxes_of(probability, mask):
+    """What is kept of a map (H, W) and a mask that is boxes: sums for `BOXES`, (4,); else None.
+
+    The boxes that were found at each of BOX_IOUS, and their number: `metrics.box_recall` at a
+    probability of one half. None too for volumes and without a lesion.
+    """
+    if mask.ndim != 2 or not mask.any():
+        return None
+    boxes = metrics.boxes_of(mask)
+    if boxes[:, 2:].prod(axis=1).sum() != mask.sum():
+        return None
+    return np.append(metrics.box_recall(probability, boxes, 0.5, ious=BOX_IOUS), 1) * len(boxes)
 
 
 def objects_of(ranked, mask):

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import logit
 
 from caal_jax import metrics
-from caal_jax.breakdown import objects_of
+from caal_jax.breakdown import boxes_of, objects_of
 from caal_jax.confidence.decision import volume_score
 from caal_jax.confidence_results import correlations_of, patches_of, regions_of, risks_of
 from caal_jax.errors import InputError
@@ -53,17 +53,18 @@ class CaseStatistics:
     froc: np.ndarray | None = None  # froc, lesions, pointing: of breakdown.objects_of
     lesions: np.ndarray | None = None
     pointing: np.ndarray | None = None
+    boxes: np.ndarray | None = None  # of breakdown.boxes_of
     fingerprint: np.ndarray | None = None  # of caal_jax.data.fingerprint
     sprites: Sprites | None = None
 
     @property
     def risk(self):
-        """By predictive entropy, which the main results take."""
-        return self.risks["entropy"]
+        """By predictive entropy, which the main results take; None of a map alone."""
+        return self.risks.get("entropy")
 
     @property
     def epistemic_risk(self):
-        return self.risks["epistemic"]
+        return self.risks.get("epistemic")
 
     def save(self, path):
         """Writes an .npz of plain arrays and one JSON text; the file appears whole or not at all.
@@ -160,8 +161,11 @@ def case_statistics(case, prediction, bars):
         return found
     mask = case.mask.astype(bool)
     wrong = (prediction.anomaly >= 0.5) != mask
-    calibrated = metrics.ScoreHistogram().update(prediction.anomaly, mask)
-    add_ranking(found, rank_scale(prediction.anomaly), mask)
+    # Half precision, of volumes, would be too coarse for logits.
+    anomaly = prediction.anomaly.astype(np.float32, copy=False)
+    calibrated = metrics.ScoreHistogram().update(anomaly, mask)
+    add_ranking(found, rank_scale(anomaly), mask)
+    found.boxes = boxes_of(anomaly, mask)
     found.calibrated, found.losses = calibrated.statistics, calibrated.loss_sums
     found.risks = risks_of(prediction, wrong)
     found.correlations = correlations_of(prediction, mask)

@@ -12,10 +12,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from orbax.checkpoint import checkpoint_managers as managers
 
 from caal_jax.errors import InputError
 
 KEEP = 2  # the newest, and one to fall back on should it be damaged
+LOSS = "validation_loss"
 
 
 class Checkpoints:
@@ -24,8 +26,8 @@ class Checkpoints:
     A checkpoint holds named trees of NumPy arrays stacked over members, so a run may resume on
     another number of devices, and prediction reads the "model" tree alone; checksums of every
     array, since the storage itself does not notice a changed byte; and the members' numbers. They
-    are arrays and JSON: reading one from a stranger runs no code. Only the latest are kept and no
-    "best" one: prediction uses the last step, where the learning rate has come down to zero.
+    are arrays and JSON: reading one from a stranger runs no code. The latest two are kept, and the
+    one of the lowest validation loss.
 
     Saving happens in a thread. One that fails (a full disk) leaves the older ones as they were, is
     told, and is an error only if no later one succeeds. read_only: nothing is made or cleaned up.
@@ -44,8 +46,18 @@ class Checkpoints:
         self._manager = None
         if self._directory.is_dir():
             with _quiet_orbax():
+                kept = [managers.LatestN(KEEP)]
+                kept.append(
+                    managers.BestN(
+                        get_metric_fn=lambda found: -found[LOSS],
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    )
+                )
                 options = ocp.CheckpointManagerOptions(
-                    max_to_keep=None if read_only else KEEP,
+                    preservation_policy=managers.AnyPreservationPolicy(kept),
+                    best_fn=lambda found: found[LOSS],
+                    best_mode="min",
                     create=False,
                     read_only=read_only,
                     cleanup_tmp_directories=not read_only,
@@ -72,13 +84,18 @@ class Checkpoints:
         """The newest complete step, or None."""
         return next(iter(self.steps()), None)
 
-    def save(self, step, members, **trees):
+    def best_step(self):
+        """The step of the lowest validation loss; the newest if none has one; or None."""
+        return (self._manager.best_step() if self._manager else None) or self.latest_step()
+
+    def save(self, step, members, *, validation_loss=None, **trees):
         """Begins to save trees of NumPy arrays; waits first for the save before this one.
 
         members: the numbers of the members that the arrays are stacked over.
         """
         self.wait()
-        self._saving = self._thread.submit(self._write, step, list(members), trees)
+        measured = None if validation_loss is None else {LOSS: float(validation_loss)}
+        self._saving = self._thread.submit(self._write, step, list(members), measured, trees)
 
     def wait(self):
         """Waits for the save that is under way, if any."""
@@ -98,14 +115,16 @@ class Checkpoints:
                 f"{self.latest_step() or 0}.",
             )
 
-    def _write(self, step, members, trees):
+    def _write(self, step, members, measured, trees):
         meta = {"members": members, "checksums": checksums(trees)}
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["meta"] = ocp.args.JsonSave(meta)
         newest = self.latest_step() or 0
         try:
             with _quiet_orbax():
-                self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+                self._manager.save(
+                    step, args=ocp.args.Composite(**items), metrics=measured, force=True
+                )
             self._failure = None
             self._sweep()  # again: writers of a save that failed may have outlived its end
         # Orbax and TensorStore know many errors for a disk that is full or not writable.

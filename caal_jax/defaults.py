@@ -16,6 +16,10 @@ def training_config():
     config.slice_axis = 2  # folder: the axis of volumes that slices are cut along
     config.validation_fraction = 0.2  # of the healthy patients; never trained on
     config.image_size = 128  # side in pixels of what the network sees
+    # Slices, rows, columns in voxels, as in "32,32,32": whole volumes, learnt in patches of that
+    # size at their own resolution, in place of slices of image_size. Tasks: cutpaste, fpi, pii,
+    # probabilistic_pii.
+    config.patch_size = ""
     config.foreground_threshold = 0.05  # of the robust intensity range
 
     # The synthetic anomalies, made on the device inside the training step.
@@ -55,6 +59,9 @@ def training_config():
     config.log_steps = 20
     config.tracking = "none"  # or wandb, mlflow, wandb+mlflow, beside TensorBoard
     config.checkpoint_steps = 250
+    # What is used once trained: last, or best, the checkpoint of the lowest loss on synthetic
+    # anomalies in held-out healthy cases.
+    config.checkpoint = "last"
 
     # Confidence and evaluation.
     # Test-time augmentation: none, mirror, flips, shifts, or some of them (mirror+shifts)

@@ -25,13 +25,13 @@ from caal_jax.baselines.trivial import equalised_intensity, raw_intensity
 from caal_jax.case_statistics import LN2, CaseStatistics, case_statistics
 from caal_jax.confidence_results import REGION_COLUMNS, region_rows
 from caal_jax.data.fingerprint import Seen, fingerprint
-from caal_jax.data.letterbox import unletterbox
 from caal_jax.data.writers import csv_text, write_map
 from caal_jax.errors import InputError
 from caal_jax.localise import FinishedRun, case_stack, map_score
 from caal_jax.preprocess import foreground, rescale
 from caal_jax.report.sprites import case_budget_bytes, make_sprites
 from caal_jax.summarise import summarise
+from caal_jax.windows import read_patch_size
 
 BARS = (raw_intensity, equalised_intensity)
 VERSIONS = ("caal_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -193,13 +193,14 @@ def write_maps(stem, prediction, case, *, maps="auto"):
 def bar_maps(run, case):
     """The anomaly maps of the trivial bars, {name: (map, score)}, on the case's own grid."""
     config = run.config
-    stack = case_stack(case, image_size=config.image_size, channels=run.channels)
+    grid = {"image_size": config.image_size, "patch": read_patch_size(config)}
+    stack = case_stack(case, channels=run.channels, **grid)
     image, inside = bar_input(stack.raw, stack.low, stack.high, config.foreground_threshold)
     found = {}
     for bar in BARS:
         squares = np.asarray(bar.predict(bar.fit(image), image, inside))
         score = map_score(squares, np.asarray(inside), config)
-        native = np.stack([unletterbox(one, stack.place) for one in squares])
+        native = stack.native(squares)
         found[bar.name] = (native if case.is_volume else native[0], score)
     return found
 

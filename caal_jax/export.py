@@ -29,6 +29,7 @@ from caal_jax.localise import (
     read_members,
 )
 from caal_jax.report.tables import stamp_of
+from caal_jax.windows import read_patch_size
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 ARTEFACT, LOADER, CARD = "model.jaxexport", "load_model.py", "model_card.md"
@@ -44,9 +45,17 @@ def export(workdir, output):
     """Writes model.jaxexport, load_model.py and model_card.md; returns the artefact's path.
 
     The artefact takes cases of any number, size and depth on CPU, CUDA and TPU, and answers what
-    `FinishedRun.predict` does: see `build_model`. Raises: InputError without a finished run.
+    `FinishedRun.predict` does: see `build_model`. Raises: InputError without a finished run, or for
+    one on volumes, whose windows no single program holds.
     """
     run = FinishedRun.load(workdir)
+    if read_patch_size(run.config):
+        raise InputError(
+            workdir,
+            found=f"a run on volumes, in patches of {run.config.patch_size}",
+            expected="a run on slices",
+            remedy="Use caal_jax.predict for volumes, or train with --config.patch_size= empty.",
+        )
     members = read_members(workdir, run.config, run.channels)
     batch, slices, height, width = jax.export.symbolic_shape("b, n, h, w")
     arguments = (

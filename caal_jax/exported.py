@@ -5,10 +5,7 @@ import numpy as np
 
 
 def load(path):
-    """model.jaxexport -> predict(images (B, N, H, W, C), spacing_mm=(row, column)) -> dict.
-
-    B cases of N slices (1 for a 2-D image), grey levels and data type as in the file.
-    """
+    """-> predict(B cases of N slices (B, N, H, W, C) as in the file, spacing_mm (row, column))."""
     data = bytearray(np.fromfile(path, np.uint8))
     try:
         model = jax.export.deserialize(data)
@@ -23,7 +20,10 @@ def load(path):
         ends = np.percentile(flat[:, :: flat.shape[1] // 2**20 | 1], (0.5, 99.5), axis=1)
         ends = np.where(ends[0] < ends[1], ends, [flat.min(1), flat.max(1)])
         arguments = map(np.float32, (images, *ends, spacing_mm))
-        found = jax.device_get(model.call(*arguments, images.dtype.kind in "iu"))
+        try:
+            found = jax.device_get(model.call(*arguments, images.dtype.kind in "iu"))
+        except jax.errors.JaxRuntimeError as error:
+            raise ValueError(f"{path}: jax {jax.__version__} cannot run it: {error}") from error
         return found | {"verdict": np.array(["normal", "abnormal", "abstain"])[found["verdict"]]}
 
     return predict

@@ -8,6 +8,7 @@ import numpy as np
 
 from caal_jax import parallel
 from caal_jax.data.slices import RecordImages
+from caal_jax.data.volumes import VolumeBank
 
 # Of a device's free memory; the rest is for parameters, activations and their gradients.
 DEVICE_SHARE = 0.25
@@ -30,13 +31,13 @@ class SliceNumbers:
 class Feed:
     """Iterates over (step, read(step)); `share_waited` tells how much of the time went into it.
 
-    read: from a step to what is fed. Where the bank's images stay in records, threads of Grain
+    read: from a step to what is fed. Where the bank's images stay in files, threads of Grain
     call it ahead of time; the order is that of the steps, whatever the threads do.
     """
 
     def __init__(self, read, steps, bank):
         self._read, self._steps, self._waited = read, steps, 0.0
-        self._ahead = isinstance(bank.images, RecordImages)
+        self._ahead = stays_in_files(bank)
         self._began = time.monotonic()
 
     def __iter__(self):
@@ -66,7 +67,12 @@ def choose_memory(bank, layout):
     is look them up if the slices are in the memory of each device, where they are put if they take
     at most a quarter of what is free there. text: one line that says what was decided.
     """
-    size = f"{len(bank)} slices of {' x '.join(map(str, bank.images.shape[1:]))}"
+    sides = " x ".join(map(str, bank.shape))
+    if isinstance(bank, VolumeBank):
+        place = "files" if bank.on_disk else "host memory"
+        text = f"patches of {sides} from {len(bank)} volumes, {bank.nbytes / 1e6:.1f} MB in {place}"
+        return bank, _as_it_is, text
+    size = f"{len(bank)} slices of {sides}"
     if isinstance(bank.images, RecordImages):
         return bank, _as_it_is, f"{size}, read from records ahead of each step"
     size += f", {bank.images.nbytes / 1e6:.1f} MB"
@@ -78,11 +84,20 @@ def choose_memory(bank, layout):
     images = parallel.replicate(bank.images, layout)
 
     def look_up(images, batch):
+        if batch.target.ndim > 1:  # of held-out cases, whose pixels are not there
+            return batch
         return batch._replace(target=images[batch.target], source=images[batch.source])
 
     lifted = parallel.lift(look_up, layout)
     numbers = dataclasses.replace(bank, images=SliceNumbers(bank.images.shape))
     return numbers, lambda batch: lifted(images, batch), f"{size} in the memory of each device"
+
+
+def stays_in_files(bank):
+    """Whether each batch of a bank is read when it is needed."""
+    if isinstance(bank, VolumeBank):
+        return bank.on_disk
+    return isinstance(bank.images, RecordImages)
 
 
 def _as_it_is(batch):

@@ -5,6 +5,7 @@ import functools
 import inspect
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,13 +29,17 @@ from caal_jax.confidence.summaries import Region, find_regions, image_uncertaint
 from caal_jax.confidence.views import look, look_back, read_views
 from caal_jax.data.facts import case_range, match_channels
 from caal_jax.data.letterbox import Placement, letterbox, unletterbox
+from caal_jax.data.volumes import padded
 from caal_jax.errors import InputError
-from caal_jax.preprocess.prepare import prepare
+from caal_jax.preprocess import rescale
+from caal_jax.preprocess.prepare import prepare, prepare_volume, rescale_volume
 from caal_jax.synthesis.guidance import WAYS
+from caal_jax.windows import read_patch_size, sweep
 from caal_jax.workdir import restore_members
 
 INFERENCE_BATCH = 32  # slices per member and call, at most; a power of two
 SAMPLES_PER_CALL = 64  # slices times their samples, which is what takes memory
+VOXELS_PER_CALL = 2**19  # of windows, times their samples
 
 COMPUTE_DTYPES = "float32", "bfloat16"
 # Config fields that some localisers or heads take, and the values that leave them to their default.
@@ -64,7 +69,12 @@ def build_localiser(config):
             remedy="Choose one of these.",
         )
     head = _make(config, "head", localisers.HEADS, HEAD_OPTIONS)
-    return _make(config, "localiser", localisers.LOCALISERS, LOCALISER_OPTIONS, head=head)
+    given = {"head": head}
+    patch = read_patch_size(config)
+    if patch and config.localiser == "unet":
+        # A flat patch is one of thick slices: the network first leaves its short side as it is.
+        given["spacing_mm"] = tuple(max(patch) / side for side in patch)
+    return _make(config, "localiser", localisers.LOCALISERS, LOCALISER_OPTIONS, **given)
 
 
 def _make(config, field, known, unset, **given):
@@ -92,8 +102,8 @@ def _make(config, field, known, unset, **given):
     return known[name](**options, **given)
 
 
-def build_prepare(config):
-    """`prepare(raw, low, high)` of one slice, as a config wants it."""
+def prepare_options(config):
+    """The options of `prepare` and `prepare_volume` that a config names. Raises `InputError`."""
     if config.equalise not in WAYS:
         raise InputError(
             "config.equalise",
@@ -101,21 +111,32 @@ def build_prepare(config):
             expected=" or ".join(map(repr, WAYS)),
             remedy="Choose one of these.",
         )
-    return functools.partial(
-        prepare,
-        equalise=config.equalise,
-        equalise_foreground=config.equalise_foreground,
-        foreground_threshold=config.foreground_threshold,
-    )
+    return {
+        "equalise": config.equalise,
+        "equalise_foreground": config.equalise_foreground,
+        "foreground_threshold": config.foreground_threshold,
+    }
+
+
+def build_prepare(config):
+    """`prepare(raw, low, high)` of one slice or patch, as a config wants it.
+
+    Patches of volumes are not equalised: the whole volume is, by `prepare_volume`.
+    """
+    options = prepare_options(config)
+    if read_patch_size(config) and config.equalise == "preprocess":
+        options["equalise"] = "none"
+    return functools.partial(prepare, **options)
 
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Predictions for N slices on the model's grid, in NumPy.
+    """Predictions for N slices on the model's grid, in NumPy; volumes have their own sides for S.
 
-    belief: `Belief` of (N, S, S) arrays; foreground: (N, S, S) bool; image: (N, S, S, C) as the
-    network saw it; sketches: of every sample's maps, (samples, parts, bins), a part being some of
-    the slices; their sum over parts gives the sample's own score.
+    belief: `Belief` of (N, S, S) arrays; of volumes without the predictive entropy, the sum of the
+    other two. foreground: (N, S, S) bool; image: (N, S, S, C) as the network saw it, or what it was
+    made from. sketches: of every sample's maps, (samples, parts, bins), a part being some of the
+    slices; their sum over parts gives the sample's own score.
     """
 
     belief: beliefs.Belief
@@ -149,8 +170,7 @@ class Predictor:
     """
 
     def __init__(self, config, members):
-        most = (SAMPLES_PER_CALL // config.num_samples).bit_length() - 1
-        self._batch = min(INFERENCE_BATCH, 1 << max(0, most))
+        self._batch = self._batch_size(config)
         self._layout = layout = parallel.plan(config.num_members, self._batch)
         sample = build_sample(config)
         self._prepare = jax.jit(jax.vmap(build_prepare(config)))
@@ -171,6 +191,29 @@ class Predictor:
         self._members = parallel.place(parallel.spread(members, layout), layout)
         self._live = [parallel.live_slots(layout, r) for r in range(layout.rounds)]
         self._belief = jax.jit(beliefs.belief)
+
+    @staticmethod
+    def _batch_size(config):
+        most = (SAMPLES_PER_CALL // config.num_samples).bit_length() - 1
+        return min(INFERENCE_BATCH, 1 << max(0, most))
+
+    def localise(self, stack):
+        """A `CaseStack` -> `Stack`."""
+        return self(*self.prepare(stack.raw, stack.low, stack.high))
+
+    def picture(self, stack, found):
+        """What the network saw of a `CaseStack` that gave a `Stack`: (N, S, S, C)."""
+        return found.image
+
+    def maps(self, calibration, belief):
+        """Anomaly (calibrated probability), epistemic, aleatoric and std maps of a `Belief`."""
+        std = np.sqrt(belief.variance)
+        return (
+            apply(calibration, belief.mean),
+            belief.mutual_information,
+            belief.expected_entropy,
+            std,
+        )
 
     def prepare(self, raw, low, high):
         """Raw slices (N, S, S, C) and their ranges (N,) -> `Prepared` of (N, ...) arrays."""
@@ -194,7 +237,8 @@ class Predictor:
         size = max(layout.group, 1 << (count - 1).bit_length())
         fill = np.minimum(np.arange(size), count - 1)
         # Without a foreground the repeated ones add nothing to the sketches.
-        inside = foreground[fill] & (np.arange(size) < count)[:, None, None, None]
+        live = np.arange(size) < count
+        inside = foreground[fill] * live.reshape(-1, *[1] * (foreground.ndim - 1))
         batch = parallel.stack_batches([(images[fill], inside)] * layout.slots, layout)
         sums, sketches = None, []
         for (member, live), view in itertools.product(
@@ -217,22 +261,122 @@ class Predictor:
         return drawn.reshape(-1, drawn.shape[-1])
 
 
+class VolumePredictor(Predictor):
+    """A `Predictor` of whole volumes by windows of `config.patch_size`, blended.
+
+    A sample's sums are blended before the belief is made of them: where windows disagree, so does
+    the belief. Maps are float16, made slice by slice: the host never holds as much as three float32
+    volumes beside the one that is given (256^3 voxels, patches of 32^3, without equalisation).
+    """
+
+    def __init__(self, config, members):
+        super().__init__(config, members)
+        self._patch = read_patch_size(config)
+        self._prepare_volume = functools.partial(prepare_volume, **prepare_options(config))
+        self._equalises = config.equalise == "preprocess"
+        self._rescale = jax.jit(jax.vmap(rescale, (0, None, None)))
+
+    @staticmethod
+    def _batch_size(config):
+        voxels = math.prod(read_patch_size(config)) * config.num_samples
+        return min(INFERENCE_BATCH, 1 << max(0, (VOXELS_PER_CALL // voxels).bit_length() - 1))
+
+    def localise(self, stack):
+        """A `CaseStack` of a volume -> `Stack`."""
+        image, inside = self.prepare(stack.raw, stack.low, stack.high)
+        if self._equalises:
+            return self(image, inside)
+        del image  # made again in the end: the windows are cut from what was read
+        return self._sweep(stack.raw, stack.low[0], stack.high[0], inside)
+
+    def picture(self, stack, found):
+        if self._equalises:
+            return found.image
+        return rescale_volume(stack.raw, stack.low[0], stack.high[0])
+
+    def maps(self, calibration, belief):
+        """As of `Predictor`, in the belief's own arrays, which are lost."""
+        calibrate = jax.jit(functools.partial(apply, calibration))
+        for one in belief.mean:
+            one[...] = by_pixels(calibrate, np.float32(one))
+        np.sqrt(belief.variance, out=belief.variance)
+        return belief.mean, belief.mutual_information, belief.expected_entropy, belief.variance
+
+    def prepare(self, raw, low, high):
+        """A raw volume (D, H, W, C) and its range, (D,) times the same -> `Prepared`, in NumPy."""
+        return self._prepare_volume(raw, low[0], high[0])
+
+    def __call__(self, images, foreground):
+        """A prepared volume (D, H, W, C) and its foreground (D, H, W, 1) -> `Stack`."""
+        images, foreground = np.asarray(images), np.asarray(foreground)
+        return self._sweep(images, 0.0, 1.0, foreground)
+
+    def _sweep(self, volume, low, high, foreground):
+        sketches = []
+
+        def answer(windows, weights, inside):
+            windows = np.asarray(self._rescale(windows, low, high))
+            belief, drawn = self._chunk(windows, inside * weights[..., None])
+            sketches.append(drawn)
+            second = belief.variance + belief.mean**2
+            return np.stack([belief.mean, second, belief.expected_entropy], axis=1)
+
+        shape = volume.shape[:3]
+        mean, variance, expected, mutual = (np.empty(shape, np.float16) for _ in range(4))
+        slices = sweep(answer, volume, foreground, self._patch, self._batch)
+        for k, (first, second, entropy) in enumerate(slices):
+            sums = beliefs.BeliefSums(np.float32(1), first, second, entropy)
+            found = by_pixels(self._belief, sums)
+            mean[k], variance[k] = found.mean, found.variance
+            expected[k], mutual[k] = found.expected_entropy, found.mutual_information
+        belief = beliefs.Belief(mean, variance, None, expected, mutual)
+        sketches = jax.tree.map(lambda *s: np.stack(s, 1), *sketches)
+        return Stack(belief, foreground[..., 0], volume, sketches)
+
+
+def by_pixels(function, maps):
+    """`function` of a tree of maps (H, W), compiled for sizes that are powers of two only."""
+    shape = next(leaf.shape for leaf in jax.tree.leaves(maps) if leaf.ndim)
+    count = math.prod(shape)
+    spare = (1 << (count - 1).bit_length()) - count
+    flat = jax.tree.map(lambda a: np.pad(a.ravel(), (0, spare)) if a.ndim else a, maps)
+    return jax.tree.map(lambda a: np.asarray(a)[:count].reshape(shape), function(flat))
+
+
+def build_predictor(config, members):
+    """The `Predictor` of a config, for slices or for volumes."""
+    return (VolumePredictor if read_patch_size(config) else Predictor)(config, members)
+
+
 class CaseStack(NamedTuple):
     """The slices of one case on the model's grid, raw, and the way back.
 
-    raw: (N, S, S, C); low, high: (N,) float32; place: `Placement` of every slice.
+    raw: (N, S, S, C); low, high: (N,) float32; place: `Placement` of every slice. In a run on
+    volumes raw is the volume (D, H, W, C), padded, and place three slices: where it lies in that.
     """
 
     raw: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    place: Placement
+    place: Placement | tuple[slice, ...]
+
+    def native(self, maps):
+        """Maps (N, S, S) on the grid of the case: (N, H, W), of float32 or, of volumes, as is."""
+        if isinstance(self.place, Placement):
+            return np.stack([unletterbox(np.float32(one), self.place) for one in maps])
+        return np.asarray(maps)[self.place]
 
 
-def case_stack(case, *, image_size, channels):
-    """Letterboxes every slice of a case (a 2-D case has one). Raises `InputError`."""
+def case_stack(case, *, image_size, channels, patch=None):
+    """Letterboxes every slice of a case (a 2-D case has one); with a patch, pads a volume.
+
+    Raises `InputError`.
+    """
     image = match_channels(case.image, channels)
     low, high = case_range(case, image)
+    if patch:
+        volume, place = padded(dataclasses.replace(case, image=image), patch)
+        return CaseStack(volume, *np.full((2, len(volume)), [[low], [high]], np.float32), place)
     slices = image if case.is_volume else image[None]
     spacing = case.geometry.spacing_mm[-2:]
     squares = [letterbox(one, size=image_size, spacing_mm=spacing) for one in slices]
@@ -328,50 +472,44 @@ class FinishedRun:
         channels = facts["channels"]
         members = read_members(workdir, config, channels)
         decisions = Decisions.from_json(path.read_text())
-        return cls(config, Predictor(config, members), channels, decisions)
+        return cls(config, build_predictor(config, members), channels, decisions)
 
     def predict(self, case):
         """A `Case` -> `Prediction`. Raises `InputError` for a constant image."""
         config, decisions = self.config, self.decisions
-        stack = case_stack(case, image_size=config.image_size, channels=self.channels)
-        prepared = self._predictor.prepare(stack.raw, stack.low, stack.high)
-        found = self._predictor(*prepared)
+        stack = case_stack(
+            case,
+            image_size=config.image_size,
+            channels=self.channels,
+            patch=read_patch_size(config),
+        )
+        found = self._predictor.localise(stack)
         score, spread = image_scores(found, config)
 
         def native(maps):
-            maps = np.stack([unletterbox(np.float32(one), stack.place) for one in maps])
+            maps = stack.native(maps)
             return maps if case.is_volume else maps[0]
 
-        belief = found.belief
-        anomaly = native(apply(decisions.pixel, belief.mean))
-        epistemic, aleatoric = (
-            native(one) for one in (belief.mutual_information, belief.expected_entropy)
-        )
+        uncertainty = image_uncertainties(found)
+        maps = self._predictor.maps(decisions.pixel, found.belief)
+        anomaly, epistemic, aleatoric, std = map(native, maps)
+        inside = native(found.foreground)
         regions = find_regions(
             anomaly,
             {"epistemic": epistemic, "aleatoric": aleatoric},
             spacing_mm=case.geometry.spacing_mm,
         )
-        entropies = {
-            "entropy": belief.predictive_entropy,
-            "epistemic": belief.mutual_information,
-            "aleatoric": belief.expected_entropy,
-        }
         return Prediction(
             anomaly=anomaly,
             epistemic=epistemic,
             aleatoric=aleatoric,
-            std=native(np.sqrt(belief.variance)),
-            foreground=native(found.foreground) > 0.5,
-            image=native(found.image),
+            std=std,
+            foreground=inside if inside.dtype == bool else inside > 0.5,
+            image=native(self._predictor.picture(stack, found)),
             regions=regions,
             score=score,
             score_std=float(np.std(spread)),
-            uncertainty={
-                f"{name}_{how}": value
-                for name, entropy in entropies.items()
-                for how, value in image_uncertainty(entropy, found.foreground).items()
-            },
+            uncertainty=uncertainty,
             probability=image_probability(decisions.image, score),
             p_value=conformal_p_value(score, decisions.healthy_scores),
             exceeds=score > decisions.threshold,
@@ -379,6 +517,28 @@ class FinishedRun:
                 score, threshold=decisions.threshold, score_std=np.std(spread), z=config.abstain_z
             ),
         )
+
+
+def image_uncertainties(stack):
+    """`image_uncertainty` of a `Stack`'s three entropies: {"entropy_mean", ...}."""
+    belief, inside = stack.belief, stack.foreground
+
+    def entropy():
+        if belief.predictive_entropy is not None:
+            return belief.predictive_entropy[inside]
+        return belief.mutual_information[inside] + belief.expected_entropy[inside]
+
+    found = {}
+    # One after the other: of a large volume each takes a good share of the memory.
+    for name, take in (
+        ("entropy", entropy),
+        ("epistemic", lambda: belief.mutual_information[inside]),
+        ("aleatoric", lambda: belief.expected_entropy[inside]),
+    ):
+        values = take()
+        summary = image_uncertainty(values, np.ones(values.shape, bool))
+        found |= {f"{name}_{how}": value for how, value in summary.items()}
+    return found
 
 
 def read_members(workdir, config, channels):
@@ -404,9 +564,10 @@ def map_score(maps, foreground, config):
     """The score of a case from the maps (N, S, S) and foreground of its slices.
 
     Volumes are first smoothed across slices, by a Gaussian of `config.score_smoothing` slices: an
-    anomaly spans several of them, while the slices were judged one by one.
+    anomaly spans several of them, while the slices were judged one by one. In a run on volumes they
+    were not.
     """
-    if len(maps) > 1 and config.score_smoothing:
+    if len(maps) > 1 and config.score_smoothing and not read_patch_size(config):
         maps = ndimage.gaussian_filter1d(maps, config.score_smoothing, axis=0, mode="nearest")
     return volume_score(maps, foreground, q=config.score_fraction)
 
@@ -439,7 +600,8 @@ def new_models(config, channels, members=None):
     in an ensemble of any size.
     """
     localiser = build_localiser(config)
-    image = jnp.zeros((config.image_size, config.image_size, channels))
+    sides = read_patch_size(config) or (config.image_size, config.image_size)
+    image = jnp.zeros((*sides, channels))
 
     def one(member):
         key = jax.random.fold_in(jax.random.key(config.seed), member)

@@ -9,6 +9,7 @@ is only data and works as well, --config=DIR/config.json.
 import errno
 import sys
 import traceback
+from importlib.metadata import version
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -30,6 +31,8 @@ def train_and_evaluate(config, workdir, mode="train_and_evaluate"):
     There is none with mode "train", with `config.members`, and in all processes but the first.
     """
     workdir = Path(workdir)
+    software = {name: version(name) for name in ("caal_jax", "jax")}
+    parallel.require_same("config, --mode, versions", [config.to_json(), mode, software])
     dataset = load_dataset(config)
     if parallel.writes():
         print(
@@ -72,9 +75,10 @@ def main(argv):
         raise app.UsageError(f"unknown arguments {argv[1:]}; options start with --")
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of its work at INFO
     parallel.cache_programs()
-    parallel.start()
+    parallel.keep_memory()
     workdir = flags.FLAGS.workdir or default_workdir(flags.FLAGS["config"].config_filename)
     try:
+        parallel.start()
         train_and_evaluate(flags.FLAGS.config, workdir, flags.FLAGS.mode)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

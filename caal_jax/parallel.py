@@ -9,12 +9,19 @@ the rows of the device axis that are its own; process 0 writes, calibrates and e
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import os
+import platform
+import re
 import signal
+import socket
 import sys
 import threading
+import time
+import zlib
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
@@ -23,9 +30,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from caal_jax import files
+from caal_jax.errors import InputError
 
 AXIS = "devices"
-JOIN_SECONDS = 40  # for all processes to start
+# For all processes to start. Where images are pulled first, say, it may take longer.
+JOIN_SECONDS = int(os.environ.get("CAAL_JOIN_SECONDS", "40"))
+GRACE_SECONDS = 2
+MOST_CPU_DEVICES = 8  # more were not tried
 HEARTBEAT_SECONDS = 20  # without a sign of life from a process, the others end
 WAIT_SECONDS = 30 * 24 * 3600  # for process 0 to evaluate, at the end of the others
 
@@ -35,28 +46,116 @@ def start():
 
     Plain environment variables, for any launcher: JAX_COORDINATOR_ADDRESS (host:port of process
     0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. SLURM (srun with several tasks) and TPU pods (several
-    TPU_WORKER_HOSTNAMES) are recognised without them. Otherwise this process stays alone.
+    TPU_WORKER_HOSTNAMES) are recognised without them. Otherwise this process stays alone, and each
+    of its CPU cores becomes a device.
+
+    Raises: `InputError` where the variables cannot be meant or the processes do not have equally
+    many devices. Where not all come within JOIN_SECONDS, this process ends with status 1 and a
+    word about why: JAX itself would abort it, without one.
     """
-    plain = [os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID")]
+    address, numbers = _place()
+    if address is None and not _several_tasks():
+        _take_cores()
+        return 1
     seconds = {
-        "initialization_timeout": JOIN_SECONDS,
+        "initialization_timeout": 2 * JOIN_SECONDS,  # the clock here is the one that counts
         "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
         "shutdown_timeout_seconds": WAIT_SECONDS,
     }
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if address and all(plain):
-        # JAX ends a process that finds nobody, and says no more than that a deadline passed.
-        print(
-            f"process {plain[1]} of {plain[0]} meets the others at {address}; if it ends within "
-            f"{JOIN_SECONDS} s, check JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID",
-            file=sys.stderr,
-            flush=True,
-        )
-        numbers = {"num_processes": int(plain[0]), "process_id": int(plain[1])}
-        jax.distributed.initialize(**numbers, cluster_detection_method="deactivate", **seconds)
-    elif _several_tasks():
+    clock = threading.Timer(JOIN_SECONDS, _give_up, (address, numbers))
+    clock.daemon = True
+    clock.start()
+    if address is None:
         jax.distributed.initialize(**seconds)
+    else:
+        count, number = numbers
+        print(f"process {number} of {count} meets the others at {address}", file=sys.stderr)
+        jax.distributed.initialize(
+            address, count, number, cluster_detection_method="deactivate", **seconds
+        )
+    counts = Counter(device.process_index for device in all_devices())
+    clock.cancel()
+    if len(set(counts.values())) > 1:
+        raise InputError(
+            "the devices of the processes",
+            found=", ".join(f"{counts[n]} of process {n}" for n in sorted(counts)),
+            expected="as many of each",
+            remedy="Hide the others, as with CUDA_VISIBLE_DEVICES.",
+        )
     return jax.process_count()
+
+
+def _take_cores():
+    """Makes a device of every core, unless it was said how many CPU devices there are to be.
+
+    Most of JAX's convolutions are computed by one core, whatever the number of cores of the device.
+    """
+    said = "device_count" in os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_num_cpu_devices == -1 and not said:
+        ours = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0)
+        jax.config.update("jax_num_cpu_devices", min(MOST_CPU_DEVICES, len(ours)))
+
+
+def keep_memory():
+    """Lets this process keep what it frees, up to 1 GiB, where the C library is glibc.
+
+    Else the scratch memory of each training step on a CPU is returned to the system, and comes back
+    in thousands of pages that are mapped one by one: a sixth of the step's work.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        never_map, trim_above = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+        library = ctypes.CDLL(None)
+        library.mallopt(never_map, 0)
+        library.mallopt(trim_above, 2**30)
+
+
+def _place():
+    """The plain variables: (address, (number of processes, number of this one)) or (None, ())."""
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, *numbers = given = [os.environ.get(name, "") for name in names]
+    if not any(given):
+        return None, ()
+    host, _, port = address.rpartition(":")
+    whole = host and all(part.isdecimal() for part in (port, *numbers))
+    if not whole or int(port) >= 2**16 or int(numbers[1]) >= int(numbers[0]):
+        raise InputError(
+            ", ".join(names),
+            found=", ".join(map(repr, given)),
+            expected="host:port of process 0, the number of processes, and a number below it",
+            remedy="Set all three, or none to stay alone.",
+        )
+    if numbers[1] == "0":
+        try:
+            socket.create_server(("", int(port))).close()  # JAX would crash
+        except OSError as error:
+            raise InputError(
+                f"JAX_COORDINATOR_ADDRESS {address}",
+                found=f"a port that cannot be used ({error})",
+                expected="a free port of this machine",
+                remedy="Choose another, the same for all processes.",
+            ) from error
+    return address, tuple(map(int, numbers))
+
+
+def _give_up(address, numbers):
+    """Ends this process, which has waited long enough for the others, and says what to check."""
+    found, expected, remedy = "not all of them", "all", "See what the others say."
+    if address is not None:
+        expected = f"{numbers[0]}, numbered from 0 by JAX_PROCESS_ID"
+        try:
+            host, port = address.rsplit(":", 1)
+            socket.create_connection((host, int(port)), 5).close()
+        except OSError as error:
+            found = f"nobody at {address} ({error})"
+            remedy = "Check JAX_COORDINATOR_ADDRESS, and that process 0 runs there."
+    error = InputError(
+        "the processes of this run",
+        found=f"{found} within {JOIN_SECONDS} s",
+        expected=expected,
+        remedy=remedy,
+    )
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _several_tasks():
@@ -68,8 +167,10 @@ def _several_tasks():
 
 def leave(status):
     """Ends this process with an error; the others, who may be gone, are not waited for."""
-    if jax.process_count() == 1:
+    if not jax.distributed.is_initialized():
         sys.exit(status)
+    if writes():
+        time.sleep(GRACE_SECONDS)  # its end aborts the others, who may be telling the same error
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -97,6 +198,49 @@ def agree_on_arrays(tree):
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+
+
+def require_same(where, value):
+    """Raises `InputError` on every process unless all of them pass the same value.
+
+    value: anything JSON holds. Processes that compute different things wait for each other for
+    ever, or quietly train on different data.
+    """
+    if jax.process_count() == 1:
+        return
+    own = np.uint32(zlib.crc32(json.dumps(value, sort_keys=True).encode()))
+    with loss_told():
+        found = multihost_utils.process_allgather(own)
+    others = [number for number, one in enumerate(found) if one != found[0]]
+    if others:
+        raise InputError(
+            where,
+            found=f"something else in process {', '.join(map(str, others))} than in process 0",
+            expected=f"the same in all {len(found)} processes",
+            remedy="Start all of them with the same command, code and data.",
+        )
+
+
+@contextlib.contextmanager
+def loss_told():
+    """Turns what JAX makes of the loss of another process into an `InputError`.
+
+    That is a `JaxRuntimeError`, or a plain `ValueError` that begins with a status in capitals.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        if jax.process_count() == 1 or not re.match("[A-Z_]+: ", reason):
+            raise
+        raise InputError(
+            "another process of this run",
+            found=f"that it is gone ({reason})",
+            expected=f"{jax.process_count()} processes",
+            remedy="Start all of them again: they go on from the last checkpoint.",
+        ) from error
 
 
 @contextlib.contextmanager
@@ -169,29 +313,31 @@ class Layout:
             text += f", {self.group} devices per member"
         if self.rounds > 1:
             text += f", {self.rounds} rounds of {self.slots}"
+        elif self.slots > self.num_members:
+            spare = (self.slots - self.num_members) * self.group
+            text += f", {spare} repeating another's work"
         return text + (f"; {idle} device(s) idle" if idle else "")
 
 
 def plan(num_members, batch_size, devices=None):
     """Places members on devices; batch_size is the batch of one member.
 
-    devices: of any processes; by default those of this one. A group never splits a batch unevenly,
-    so the mean over devices is the mean over examples, and every process gets as many devices as
-    the others; devices that this leaves over stay idle (`Layout.describe` says so).
+    devices: equally many of each process; by default those of this one. A group never splits a
+    batch unevenly, so the mean over devices is the mean over examples, and every process gets as
+    many devices as the others; devices that this leaves over stay idle (`Layout.describe` says so).
     """
     devices = tuple(devices or jax.local_devices())
     by_process = {}
     for device in devices:
         by_process.setdefault(device.process_index, []).append(device)
     processes = len(by_process)
-    each = min(map(len, by_process.values()))
-    rounds = -(-num_members // (each * processes))
+    rounds = -(-num_members // len(devices))
     wanted = -(-num_members // rounds)
     # All devices with a slot each always fit; fewer slots with more devices each are better.
     slots, group = next(
         (slots, group)
-        for slots in range(wanted, each * processes + 1)
-        for group in range(each * processes // slots, 0, -1)
+        for slots in range(wanted, len(devices) + 1)
+        for group in range(len(devices) // slots, 0, -1)
         if batch_size % group == 0 and slots * group % processes == 0
     )
     share = slots * group // processes

@@ -43,6 +43,13 @@ def summarise(config, cases):
     masked = [case for case in cases if case.has_mask]
     for section, table in POOLED.items():
         results[section] = _pooled_section(section, table, cases, resampling, results["undefined"])
+    lesions = [case for case in masked if case.label]
+    # A lesion of a pixel or two is a box by chance.
+    if sum(case.boxes is not None for case in lesions) > len(lesions) / 2:
+        table = breakdown.BOXES
+        results["object"] |= _pooled_section(
+            "object", table, cases, resampling, results["undefined"]
+        )
     further = confidence_results.further_confidence(cases, config.num_resamples, config.seed)
     results["confidence"] |= further
     results["undefined"] |= confidence_results.reasons(further)

@@ -20,30 +20,39 @@ from caal_jax.confidence import calibration, decision
 from caal_jax.confidence.views import read_views
 from caal_jax.data.fingerprint import Seen
 from caal_jax.data.slices import SliceBank
+from caal_jax.data.volumes import VolumeBank, corner_of, cut
 from caal_jax.errors import InputError, Interrupted
 from caal_jax.feeding import Feed, choose_memory
 from caal_jax.localise import (
     CALIBRATE_DRAW,
     Decisions,
-    Predictor,
     build_localiser,
+    build_predictor,
     build_prepare,
     case_stack,
     image_scores,
     new_models,
+    prepare_options,
     read_members,
 )
 from caal_jax.localisers import summarise
+from caal_jax.preprocess import rescale
+from caal_jax.preprocess.prepare import prepare_volume
 from caal_jax.progress import progress, tell
 from caal_jax.synthesis import TASKS, Anomaly, jitter_source
 from caal_jax.synthesis.guidance import guide
 from caal_jax.synthesis.mixture import pick_task, read_mixture
+from caal_jax.windows import read_patch_size
 from caal_jax.workdir import Curve, Part, claim, join_curves, parts_to_train
 
+NUM_CHECKS = 4  # batches of the validation loss
 MIN_SYNTHETIC = 48  # held-out synthetic cases, made from as many healthy ones as there are
 
 # Of Muon's step to Adam's; chosen on phantoms of a seed that no reported figure is from.
 MUON_SCALE = 15.0
+
+# In patches of volumes. By default patches are a few voxels wide there, and fade among as many.
+VOLUME_OPTIONS = {"probabilistic_pii": {"side": (0.2, 0.8), "num_anomalies": (1, 4)}}
 
 
 def build_optimizer(config):
@@ -85,7 +94,7 @@ def build_corrupt(config):
     batch, as a choice for each image would have to compute all of them. keys: one per image.
     """
     mixture = read_mixture(config.task, TASKS)
-    branches = [jax.vmap(build_corrupt_one(config, TASKS[name])) for name in mixture.names]
+    branches = [jax.vmap(build_corrupt_one(config, name)) for name in mixture.names]
 
     def corrupt(key, step, *batch):
         if len(branches) == 1:
@@ -95,17 +104,23 @@ def build_corrupt(config):
     return corrupt
 
 
-def build_corrupt_one(config, task):
+def build_corrupt_one(config, name):
     """`corrupt(key, target, source, foreground) -> Anomaly` for one prepared pair.
 
-    The task one to `num_patches` times, equally likely, each on the result of the last; labels are
-    joined by their maximum. With `source_jitter` every patch comes from a newly jittered source.
+    The task of that name one to `num_patches` times, equally likely, each on the result of the
+    last; labels are joined by their maximum. With `source_jitter` every patch comes from a newly
+    jittered source.
     """
+
+    options = VOLUME_OPTIONS.get(name, {}) if read_patch_size(config) else {}
+    task = functools.partial(TASKS[name], **options)
 
     def once(key, anomaly, source, foreground):
         task_key, jitter_key = jax.random.split(key)
         if config.source_jitter:
-            source = jitter_source(jitter_key, source)
+            # A volume's slices all move alike.
+            jitter = jax.vmap(jitter_source, (None, 0)) if source.ndim == 4 else jitter_source
+            source = jitter(jitter_key, source)
         made = task(task_key, anomaly.image, source, foreground=foreground)
         return Anomaly(
             made.image,
@@ -180,7 +195,8 @@ def build_step(config, layout):
         pair = target.image, source.image, target.foreground
         anomaly = corrupt(step_key, number, synthesis_keys, *pair)
         clean = jax.vmap(lambda key: jax.random.bernoulli(key, config.clean_fraction))(clean_keys)
-        anomaly = choose(clean[:, None, None, None], healthy(target.image), anomaly)
+        clean = clean.reshape(-1, *[1] * (target.image.ndim - 1))
+        anomaly = choose(clean, healthy(target.image), anomaly)
         value = jax.value_and_grad(localiser.loss, has_aux=True)
         (loss, parts), gradient = value(state["params"], loss_keys, anomaly)
         loss, parts, gradient = parallel.mean_over_member((loss, parts, gradient), layout)
@@ -204,17 +220,27 @@ def member_seed(config, member):
     return int(np.random.SeedSequence([config.seed, member]).generate_state(1)[0])
 
 
-def build_bank(config, entries, workdir):
-    """The training slices of the entries, with a progress bar."""
-    cache = workdir / "cache" / f"process_{jax.process_index()}"
+def build_bank(config, entries, workdir, *, held_out_of=None):
+    """The slices or volumes of the entries, with a progress bar.
+
+    held_out_of: the training bank that a bank of validation cases goes with.
+    """
+    name = "train" if held_out_of is None else "held_out"
+    cache = workdir / "cache" / f"process_{jax.process_index()}" / name
     shutil.rmtree(cache, ignore_errors=True)  # what a killed process left there
+    patch = read_patch_size(config)
+    equalise = None
+    if patch and config.equalise == "preprocess":
+        options = prepare_options(config)
+        equalise = lambda *volume: prepare_volume(*volume, **options).image  # noqa: E731
     with progress(total=len(entries), desc="reading", unit="case") as bar:
-        return SliceBank.build(
-            entries,
-            image_size=config.image_size,
-            cache_dir=cache,
-            progress=lambda done, total: bar.update(done - bar.n),
-        )
+        given = {"cache_dir": cache, "progress": lambda done, total: bar.update(done - bar.n)}
+        if held_out_of is not None:
+            channels = held_out_of.shape[-1]
+            given |= {"min_patients": 1, "channels" if patch else "max_channels": channels}
+        if patch:
+            return VolumeBank.build(entries, patch=patch, equalise=equalise, **given)
+        return SliceBank.build(entries, image_size=config.image_size, **given)
 
 
 def train(config, workdir, dataset):
@@ -235,6 +261,7 @@ def train(config, workdir, dataset):
     workdir = Path(workdir)
     check_fields(config)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(parallel.loss_told())
         todo = None
         if parallel.writes():
             if not config.members:
@@ -244,8 +271,9 @@ def train(config, workdir, dataset):
         parts = [Part(folder, tuple(members)) for folder, members in parallel.agree(todo)]
         seen = Seen()
         bank = build_bank(config, seen.watch(dataset.train), workdir)
+        parallel.require_same("training data", [len(bank), bank.shape, bank.case_ids])
         facts = {
-            "channels": bank.images.shape[-1],
+            "channels": bank.shape[-1],
             "num_slices": len(bank),
             "notes": list(bank.notes),
             "version": version("caal_jax"),
@@ -253,24 +281,28 @@ def train(config, workdir, dataset):
         if parallel.writes():
             files.write_text(workdir / "training.json", json.dumps(facts, indent=1))
             seen.save(workdir / "fingerprints.npz")
+        held_out = build_bank(config, dataset.validation, workdir, held_out_of=bank)
+        if held_out.shape != bank.shape:  # grey, beside training cases in colour
+            held_out = None
         for part in parts:
             with contextlib.ExitStack() as held, memory_told(config):
                 if parallel.writes() and part.folder != ".":
                     held.enter_context(files.lock(workdir / part.folder))
-                train_part(config, workdir, part, bank)
+                train_part(config, workdir, part, bank, held_out)
         if not parallel.writes() or config.members:
             return
         join_curves(workdir, parts)
         if not (workdir / "decisions.json").is_file():
             members = read_members(workdir, config, facts["channels"])
             with memory_told(config):
-                decide(config, workdir, dataset, bank, Predictor(config, members))
+                decide(config, workdir, dataset, bank, build_predictor(config, members))
 
 
 def check_fields(config):
     """Refuses values that cannot work before anything long begins."""
     for build in (build_localiser, build_prepare, build_corrupt):
         build(config)
+    check_task_for_volumes(config)
     read_views(config.augment)
     if config.num_samples < 1:
         raise InputError(
@@ -286,16 +318,50 @@ def check_fields(config):
             expected=f"a divisor of config.batch_size ({config.batch_size})",
             remedy="Correct one of them.",
         )
+    if config.checkpoint not in ("last", "best"):
+        raise InputError(
+            "config.checkpoint",
+            found=repr(config.checkpoint),
+            expected="last or best",
+            remedy="Correct it.",
+        )
 
 
-def train_part(config, workdir, part, bank):
-    """Trains members together to the last step, from where their checkpoints are."""
+def check_task_for_volumes(config):
+    """Refuses tasks that cannot corrupt patches of volumes, if `config.patch_size` asks for those.
+
+    Raises `InputError` with what the task itself says.
+    """
+    patch = read_patch_size(config)
+    if not patch:
+        return
+    image = jax.ShapeDtypeStruct((*patch, 1), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    for name in read_mixture(config.task, TASKS).names:
+        corrupt = build_corrupt_one(config, name)
+        try:
+            jax.eval_shape(corrupt, key, image, image, jax.ShapeDtypeStruct(image.shape, bool))
+        except InputError as error:
+            raise InputError(
+                "config.task",
+                found=f"{name!r}, which does not know volumes ({error})",
+                expected="a task for volumes, as config.patch_size is set",
+                remedy="Choose another task, or leave config.patch_size empty.",
+            ) from error
+
+
+def train_part(config, workdir, part, bank, held_out):
+    """Trains members together to the last step, from where their checkpoints are.
+
+    held_out: the bank of the validation cases, on which the loss of each checkpoint is measured, or
+    None.
+    """
     folder, count = workdir / part.folder, len(part.members)
     size = config.batch_size // config.accumulation
     layout = parallel.plan(count, size, parallel.all_devices())
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(folder)) if parallel.writes() else None
-        state, start = starting_state(config, bank.images.shape[-1], part.members, checkpoints)
+        state, start = starting_state(config, bank.shape[-1], part.members, checkpoints)
         if start == config.num_steps:
             return
         source, pick, held = choose_memory(bank, layout)
@@ -304,11 +370,15 @@ def train_part(config, workdir, part, bank):
             curve = stack.enter_context(Curve(folder, count, start, config))
             text = f"training {config.task} on {held}: {layout.describe()}"
             print(text + (f", from step {start}" if start else ""), flush=True)
-            size_of_one = summarise(build_localiser(config), bank.images.shape[1:])
+            size_of_one = summarise(build_localiser(config), bank.shape)
             print(f"{config.localiser}: {size_of_one}", flush=True)
         rounds = parallel.place(parallel.spread(state, layout), layout)
         lifted = parallel.lift(build_step(config, layout), layout, donate_first=True)
         seeds = [member_seed(config, member) for member in part.members]
+        checks = [
+            bank.batch(config.seed, number, size, held_out=held_out)
+            for number in range(NUM_CHECKS if held_out is not None else 0)
+        ]
         rates, rows = learning_rate(config), len(layout.local)
         began, losses = time.monotonic(), [None] * layout.rounds
         bar = stack.enter_context(
@@ -338,26 +408,38 @@ def train_part(config, workdir, part, bank):
             bar.update()
             stopping = asked(done)
             last = done == config.num_steps
-            saves = done % config.checkpoint_steps == 0 or last or stopping
-            logs = done % config.log_steps == 0 or last
+            measures = done % config.checkpoint_steps == 0 or last
+            saves = measures or stopping
+            logs = done % config.log_steps == 0 or measures
             if not (saves or logs):
                 continue
             bad = parallel.gather([state["bad"] for state in rounds], layout)
             if bad["count"].any() and not config.skip_nonfinite:
                 raise not_finite(config, workdir, part, bank, bad["first"])
+            tree = parallel.gather(rounds, layout) if saves else None
             if logs:
                 values = parallel.gather(losses, layout)
+                if measures and checks:
+                    check = validation_loss(config, layout, lifted, tree, checks, pick)
+                    values["validation_loss"] = check
                 if config.skip_nonfinite:
                     values["skipped"] = bad["count"]
                 bar.set_postfix(loss=f"{values['loss'].mean():.4f}")
                 if parallel.writes():
                     curve.write(done, float(rates(done)), time.monotonic() - began, values)
-            if saves:
-                tree = parallel.gather(rounds, layout)
-                if parallel.writes():
-                    model = {name: tree[name] for name in ("key", "params")}
-                    optimizer = {name: tree[name] for name in ("opt_state", "bad")}
-                    checkpoints.save(done, part.members, model=model, optimizer=optimizer)
+            if saves and parallel.writes():
+                model = {name: tree[name] for name in ("key", "params")}
+                optimizer = {name: tree[name] for name in ("opt_state", "bad")}
+                measured = (
+                    check.mean() if measures and checks and np.isfinite(check).all() else None
+                )
+                checkpoints.save(
+                    done,
+                    part.members,
+                    validation_loss=measured,
+                    model=model,
+                    optimizer=optimizer,
+                )
             if stopping and not last:
                 break
         bar.close()
@@ -367,6 +449,27 @@ def train_part(config, workdir, part, bank):
             checkpoints.finish()
         if done < config.num_steps:
             raise Interrupted(f"asked to stop: step {done} is saved; repeat the command to go on")
+
+
+def validation_loss(config, layout, step, members, batches, pick):
+    """The loss of members on held-out batches, (M,): that of a training step that is thrown away.
+
+    The training's own program is run, so that nothing has to be compiled; its keys come from step
+    numbers that training does not reach, the same every time. step: `build_step`, lifted. members:
+    a state that `parallel.gather` returned. batches: `Batch`es of the step's size, for all members.
+    """
+    here, rows = parallel.local_slots(layout), len(layout.local)
+    total = 0.0
+    for number, batch in enumerate(batches, start=config.num_steps):
+        rounds = parallel.place(parallel.spread(members, layout), layout)
+        found = []
+        for round_, state in enumerate(rounds):
+            slots = [batch if k in here else None for k, _ in enumerate(layout.members(round_))]
+            stacked = pick(parallel.stack_batches(slots, layout))
+            steps, parts = np.full(rows, number, np.uint32), np.zeros(rows, np.int32)
+            found.append(step(state, steps, parts, stacked)[1]["loss"])
+        total = total + parallel.gather(found, layout)
+    return total / len(batches)
 
 
 def mean_of(trees):
@@ -404,7 +507,13 @@ def starting_state(config, channels, members, checkpoints):
 
     template, start, state = jax.eval_shape(new), 0, None
     if parallel.writes() and checkpoints.steps():
-        start, state = checkpoints.restore(**template)
+        try:
+            start, state = checkpoints.restore(**template)
+        except InputError:
+            if len(checkpoints.steps()) > 1:
+                raise
+            # Its steps are all there were, and they come again; of more, somebody should look.
+            tell("it is the only one: training begins anew")
         checkpoints.discard_after(start)
     start = parallel.agree(start)
     if not start:
@@ -439,26 +548,20 @@ def not_finite(config, workdir, part, bank, first):
 
 @contextlib.contextmanager
 def memory_told(config):
-    """Turns a device's lack of memory, or the loss of another process, into an `InputError`."""
+    """Turns a device's lack of memory into an `InputError`."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         if "RESOURCE_EXHAUSTED" in reason:
+            size_field = "config.patch_size" if read_patch_size(config) else "config.image_size"
             raise InputError(
                 "device memory",
                 found=reason,
                 expected="room for a training step",
                 remedy=f"Raise config.accumulation (now {config.accumulation}), or lower "
-                f"config.batch_size ({config.batch_size}), config.image_size "
-                f"({config.image_size}) or config.width ({config.width}).",
-            ) from error
-        if jax.process_count() > 1:
-            raise InputError(
-                "another process of this run",
-                found=f"that it is gone ({reason})",
-                expected=f"{jax.process_count()} processes",
-                remedy="Start all of them again: they go on from the last checkpoint.",
+                f"config.batch_size ({config.batch_size}), {size_field} "
+                f"({config[size_field.removeprefix('config.')]}) or config.width ({config.width}).",
             ) from error
         raise
 
@@ -480,10 +583,11 @@ def decide(config, workdir, dataset, bank, predictor):
     sums = 0.0
     normal, synthetic, spread = [], [], metrics.SpreadHistogram()
     repeats = -(-MIN_SYNTHETIC // max(1, len(dataset.validation)))
-    channels, size = bank.images.shape[-1], config.image_size
+    given = {"image_size": config.image_size, "patch": read_patch_size(config)}
+    make = _synthetic_volume if given["patch"] else _synthetic_case
     for number, entry in enumerate(progress(dataset.validation, desc="calibrating", unit="case")):
         try:
-            case = case_stack(entry.load(), image_size=size, channels=channels)
+            case = case_stack(entry.load(), channels=bank.shape[-1], **given)
         except InputError as error:
             tell(f"skipped: {error}")
             continue
@@ -494,7 +598,7 @@ def decide(config, workdir, dataset, bank, predictor):
         sums += calibration.calibration_sums(mean, np.zeros_like(mean))
         for repeat in range(repeats):
             rng = np.random.default_rng((config.seed, number, repeat))
-            made = _synthetic_case(
+            made = make(
                 corrupt,
                 jax.random.fold_in(key, number * repeats + repeat),
                 rng,
@@ -577,3 +681,25 @@ def _synthetic_case(corrupt, key, rng, bank, predictor, image, foreground):
     source = predictor.prepare(bank.images[sources], bank.low[sources], bank.high[sources])
     made = corrupt(key, image, source.image, foreground)
     return choose(inside, made, healthy(image))
+
+
+def _synthetic_volume(corrupt, key, rng, bank, predictor, image, foreground):
+    """A held-out volume with anomalies in one patch around a foreground voxel.
+
+    image (D, H, W, C), foreground (D, H, W, 1), NumPy; the source is the patch at the same relative
+    place of a training volume. Returns an `Anomaly` of (D, H, W, ...) arrays.
+    """
+    patch = bank.shape[:3]
+    inside = np.argwhere(foreground[..., 0])
+    centre = inside[rng.integers(len(inside))] if len(inside) else np.array(image.shape[:3]) // 2
+    corner = corner_of(centre, image.shape, patch)
+    case = rng.integers(len(bank), size=1)
+    source = bank.patches(case, [(centre + 0.5) / image.shape[:3]])
+    source = rescale(source, bank.low[case[0]], bank.high[case[0]])
+    target = np.float32(cut(image, corner, patch))[None]
+    made = corrupt(key, target, source, cut(foreground, corner, patch)[None])
+    empty = np.zeros((*image.shape[:3], 1), np.float16)
+    whole = Anomaly(image.copy(), empty, empty.copy())
+    for volume, part in zip(whole, made, strict=True):
+        cut(volume, corner, patch)[...] = part[0]
+    return whole

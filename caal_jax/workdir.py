@@ -154,14 +154,18 @@ def parts_to_train(config, workdir):
 def restore_members(workdir, config, template):
     """The trained model of all members, stacked: a tree of NumPy arrays.
 
-    template: of the members with these numbers, as `jax.eval_shape` returns it. Raises
+    template: of the members with these numbers, as `jax.eval_shape` returns it. Of each part the
+    last step, or with `config.checkpoint` "best" that of its lowest validation loss. Raises
     `InputError` unless every member is trained to the end.
     """
     workdir = Path(workdir)
     trees, order = [], []
     for part in known_parts(workdir):
         with Checkpoints(workdir / part.folder, read_only=True) as checkpoints:
-            _, found = checkpoints.restore(step=config.num_steps, model=template(part.members))
+            step = config.num_steps
+            if config.get("checkpoint") == "best" and checkpoints.latest_step() == step:
+                step = checkpoints.best_step()
+            _, found = checkpoints.restore(step=step, model=template(part.members))
         trees.append(found["model"])
         order += part.members
     if sorted(order) != list(range(config.num_members)):

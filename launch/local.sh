@@ -3,7 +3,11 @@
 #   bash launch/local.sh 2 --config=configs/mood.py --workdir=runs/two
 # On CPU, CAAL_CPU_DEVICES (4) pretend devices per process. On GPUs give each process its own,
 # with CUDA_VISIBLE_DEVICES inside a copy of the loop below.
-processes="${1:?usage: bash launch/local.sh PROCESSES --config=... [--workdir=...]}"
+processes="${1:-}"
+[[ "$processes" =~ ^[1-9][0-9]*$ ]] || {
+  echo "usage: bash launch/local.sh PROCESSES --config=... [--workdir=...]" >&2
+  exit 2
+}
 shift
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" ""
 python=.venv/bin/python
@@ -21,7 +25,11 @@ for ((number = 0; number < processes; number++)); do
 done
 status=0
 for process in "${started[@]}"; do
-  # A trapped signal ends `wait` before the process.
-  while kill -0 "$process" 2>/dev/null; do wait "$process" || status=$?; done
+  while true; do
+    ended=0
+    wait "$process" || ended=$?
+    kill -0 "$process" 2>/dev/null || break # a trapped signal ends `wait` before the process
+  done
+  [ "$ended" -eq 0 ] || status="$ended"
 done
 exit "$status"

@@ -57,6 +57,26 @@ def test_objects(summary):
     assert_allclose(found["sensitivity_at_1_alarm"], at_one, atol=0.26)
     hits = [metrics.pointing_game(*case) for case in zip(MAPS, MASKS, strict=True)]
     assert_allclose(found["pointing_game"], np.nanmean(hits))
+    assert not any("box" in name for name in found)
+
+
+def test_boxes_are_found_where_the_truth_is_boxes():
+    mask, map_ = np.zeros((20, 30), bool), np.zeros((20, 30))
+    mask[2:8, 3:13] = mask[12:16, 20:24] = True
+    map_[2:8, 3:8] = 0.5  # half of the first box; beside the second one
+    map_[17:19, 20:24] = 0.9
+    boxed, empty = (breakdown.boxes_of(map_, one) for one in (mask, mask & False))
+    assert_allclose(boxed, [1, 1, 1, 2])
+    assert_allclose(breakdown.boxes_of(np.where(map_ < 0.9, 0, map_), mask), [0, 0, 0, 2])
+    assert empty is None
+    assert breakdown.boxes_of(map_[None], mask[None]) is None
+    mask[7, 12] = False
+    assert breakdown.boxes_of(map_, mask) is None
+
+    cases = [replace(case, boxes=boxed if case.label else None) for case in CASES]
+    found = summarise(CONFIG, cases)[0]["object"]
+    assert [found[f"box_recall_{iou}%"] for iou in (10, 30, 50)] == [0.5, 0.5, 0.5]
+    assert found["box_recall_10%_ci95"] == [0.5, 0.5]
 
 
 def test_means_over_images_and_patients(summary):

@@ -58,6 +58,25 @@ def test_what_is_saved_comes_back(saved):
     assert model_alone.keys() == {"model"}
 
 
+def test_the_best_is_kept_beside_the_latest(tmp_path):
+    losses = [0.3, 0.1, None, 0.2, 0.25]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.best_step() is None
+        for step, loss in enumerate(losses, start=1):
+            checkpoints.save(step, (4, 7), validation_loss=loss, **trees(step))
+        checkpoints.finish()
+        assert checkpoints.steps() == [5, 4, 2]
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.best_step() == 2
+        assert checkpoints.restore(**templates())[0] == 5
+    jax.tree.map(assert_array_equal, restored(tmp_path, step=2)[1], trees(2))
+
+
+def test_without_losses_the_latest_is_the_best(saved):
+    with Checkpoints(saved, read_only=True) as checkpoints:
+        assert checkpoints.best_step() == 3
+
+
 def largest_file(folder):
     paths = (path for path in folder.rglob("*") if path.is_file())
     return max(paths, key=lambda path: path.stat().st_size)

@@ -65,6 +65,22 @@ def test_members_are_trained_once_and_joined_in_order(tmp_path):
     assert_array_equal(found["w"][:, 0], [0, 1, 2])
 
 
+def test_the_best_checkpoint_is_taken_on_demand(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, loss in ((2, 0.1), (4, 0.3), (6, 0.2)):
+            model = {"w": np.full((2, 3), step, np.float32)}
+            checkpoints.save(step, (0, 1), validation_loss=loss, model=model)
+        checkpoints.finish()
+    for which, step in (("last", 6), ("best", 2)):
+        config = config_of(num_members=2, checkpoint=which)
+        found = workdirs.restore_members(tmp_path, config, template)
+        assert_array_equal(found["w"], np.full((2, 3), step))
+    with pytest.raises(InputError, match="a trained run of 8 steps"):
+        workdirs.restore_members(
+            tmp_path, config_of(num_members=2, num_steps=8, checkpoint="best"), template
+        )
+
+
 def test_a_run_that_grows_keeps_its_members(tmp_path):
     train_part(tmp_path, (0, 1))
     config = config_of(num_members=4)

@@ -39,11 +39,13 @@ def _learn_nothing(images):
     del images
 
 
+@jax.jit
 def _grey_value(state, images, foreground):
     del state
     return jnp.where(foreground, jnp.mean(images, axis=-1), 0.0)
 
 
+@jax.jit
 def _equalised_grey_value(state, images, foreground):
     equalised = jax.vmap(equalize_foreground)(images, foreground)
     return _grey_value(state, equalised, foreground)
@@ -53,6 +55,7 @@ def _fit_template(images):
     return Template(jnp.mean(images, axis=0), jnp.std(images, axis=0))
 
 
+@jax.jit
 def _distance_to_template(state, images, foreground):
     # A pixel that never varies in training (air) would otherwise shout at any noise.
     distance = jnp.abs(images - state.mean[None]) / (state.std + 0.01)[None]

@@ -42,7 +42,7 @@ def load_dataset(config):
             remedy="Pass --config.data_dir=FOLDER.",
         )
     if config.dataset == "hippocampus":
-        return hippocampus.hippocampus(root, **split)
+        return hippocampus.hippocampus(root, slice_axis=slice_axis(config), **split)
     if one is None:
         read = table.table if str(root).lower().endswith(".csv") else folder.folder
         return read(root, slice_axis=slice_axis(config), **split)

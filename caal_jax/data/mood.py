@@ -16,6 +16,7 @@ from caal_jax.data.readers import (
 )
 from caal_jax.data.split import MIN_TRAIN, hold_out
 from caal_jax.errors import InputError
+from caal_jax.files import printable
 
 # The challenge's own code uses both names for the abdomen.
 REGION_NAMES = {"brain": ("brain",), "abdomen": ("abdom", "colon")}
@@ -111,7 +112,7 @@ def _toy_entries(home, axis, notes):
 
 
 def _toy_entry(path, pixel, sample, axis):
-    case_id = f"toy-{stem_of(path)}"
+    case_id = f"toy-{printable(stem_of(path))}"
 
     def load():
         case = read_image(path, slice_axis=axis)

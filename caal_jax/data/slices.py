@@ -112,6 +112,11 @@ class SliceBank:
     def __len__(self):
         return len(self.images)
 
+    @property
+    def shape(self):
+        """Of one slice, (S, S, C)."""
+        return self.images.shape[1:]
+
     @classmethod
     def build(
         cls,
@@ -122,6 +127,8 @@ class SliceBank:
         max_bytes=2**31,
         cache_dir=None,
         progress=None,
+        min_patients=2,
+        max_channels=3,
     ):
         """Loads each entry once and keeps its slices, letterboxed to image_size x image_size.
 
@@ -130,8 +137,8 @@ class SliceBank:
         entries are `RecordEntry`, and lives in a memory-mapped file in `cache_dir` otherwise.
         progress: called with (done, total) after each entry.
         Cases that cannot be read or are constant are skipped with a note. If any case is grey,
-        colour cases become grey, with a note.
-        Raises: InputError if fewer than two patients remain, or if the bank is larger than
+        colour cases become grey, with a note; and with max_channels=1.
+        Raises: InputError if fewer than min_patients remain, or if the bank is larger than
         `max_bytes` and there is no `cache_dir`.
         """
         parts, skipped, num_empty, num_bytes = [], [], 0, 0
@@ -162,10 +169,7 @@ class SliceBank:
                     progress(done, len(entries))
             notes = []
             if skipped:
-                notes.append(
-                    f"{len(skipped)} of {len(entries)} training cases were skipped, "
-                    f"the first being {skipped[0]}."
-                )
+                notes.append(skipped_note(skipped, entries))
             if num_empty:
                 notes.append(f"{num_empty} nearly empty training slices were left out.")
             if stays:
@@ -173,23 +177,15 @@ class SliceBank:
                     "Training slices are read from records when they are needed; near-duplicates "
                     "of test images were not looked for."
                 )
-            num_patients = len({part.patient for part in parts})
-            if num_patients < 2:
-                raise InputError(
-                    "training cases",
-                    found=f"{num_patients} usable patient{'s' * (num_patients != 1)} among "
-                    f"{len(entries)} cases" + (f"; skipped {skipped[0]}" if skipped else ""),
-                    expected="at least 2, since anomalies are pasted from another patient",
-                    remedy="Add healthy images or repair the skipped ones.",
-                )
-            return cls._join(parts, notes, max_bytes, cache_dir)
+            check_patients([part.patient for part in parts], entries, skipped, min_patients)
+            return cls._join(parts, notes, max_bytes, cache_dir, max_channels)
 
     @classmethod
-    def _join(cls, parts, notes, max_bytes, cache_dir):
+    def _join(cls, parts, notes, max_bytes, cache_dir, max_channels):
         parts = sorted(parts, key=lambda part: part.patient)  # stable: entries keep their order
         counts = [part.slices.shape[-1] for part in parts]
-        channels = min(counts)
-        if max(counts) > channels:
+        channels = min(*counts, max_channels)
+        if max(counts) > channels and 1 in counts:
             num_colour = sum(count > channels for count in counts)
             notes.append(
                 f"{num_colour} colour training cases, the first being "
@@ -228,41 +224,37 @@ class SliceBank:
             notes=tuple(notes),
         )
 
-    def batch(self, seed, step, batch_size):
+    def batch(self, seed, step, batch_size, *, held_out=None):
         """The `Batch` of a step: a pure function of (seed, step, batch_size).
 
         Every epoch visits each slice once in a fresh order; batches run on over its end. The
         source comes from a case of another patient, uniformly drawn: its slice at the nearest
-        relative position, or the image itself for 2-D cases.
+        relative position, or the image itself for 2-D cases. held_out: a bank of other patients
+        that the targets are taken from instead.
         """
-        targets = self._targets(seed, step, batch_size)
-        rng = np.random.default_rng((seed, step))
-        sources = self._partners(targets, rng.random(batch_size))
+        own = self if held_out is None else held_out
+        targets = visits(seed, step, batch_size, len(own))
+        uniform = np.random.default_rng((seed, step)).random(batch_size)
+        if held_out is not None:
+            cases = (uniform * len(self.case_ids)).astype(np.int64)
+            sources = self.nearest(cases, held_out.positions[targets])
+        else:
+            sources = self._partners(targets, uniform)
         return Batch(
-            target=self.images[targets],
+            target=own.images[targets],
             source=self.images[sources],
-            low=self.low[targets],
-            high=self.high[targets],
+            low=own.low[targets],
+            high=own.high[targets],
             source_low=self.low[sources],
             source_high=self.high[sources],
             indices=targets,
         )
 
-    def _targets(self, seed, step, batch_size):
-        epochs, places = np.divmod(step * batch_size + np.arange(batch_size), len(self))
-        targets = np.empty(batch_size, np.int64)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            now = epochs == epoch
-            targets[now] = _epoch_order(seed, epoch, len(self))[places[now]]
-        return targets
-
     def _partners(self, targets, uniform):
         """Slices of other patients for targets (B,); uniform (B,) in [0, 1) picks the cases."""
         own = self.case_index[targets]
         first, last = self.patient_first[own], self.patient_last[own]
-        num_others = len(self.case_ids) - (last - first)
-        cases = (uniform * num_others).astype(np.int64)
-        cases = cases + np.where(cases >= first, last - first, 0)
+        cases = other_patients(uniform, first, last, len(self.case_ids))
         return self.nearest(cases, self.positions[targets])
 
     def nearest(self, cases, positions):
@@ -278,6 +270,47 @@ class SliceBank:
     @functools.cached_property
     def _line(self):
         return 2 * self.case_index + self.positions.astype(np.float64)
+
+
+def visits(seed, step, batch_size, size):
+    """What a step visits, (batch_size,) of 0 .. size - 1: all of them in each epoch, in a fresh
+    order; batches run on over its end. A pure function."""
+    epochs, places = np.divmod(step * batch_size + np.arange(batch_size), size)
+    found = np.empty(batch_size, np.int64)
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+        now = epochs == epoch
+        found[now] = _epoch_order(seed, epoch, size)[places[now]]
+    return found
+
+
+def other_patients(uniform, first, last, num_cases):
+    """Cases (B,) by uniform (B,) in [0, 1); none is in first .. last - 1, the own patient's."""
+    num_own = last - first
+    cases = (uniform * (num_cases - num_own)).astype(np.int64)
+    return cases + np.where(cases >= first, num_own, 0)
+
+
+def skipped_note(skipped, entries):
+    """The note on cases that could not be used, each told as "name (why)"."""
+    return (
+        f"{len(skipped)} of {len(entries)} training cases were skipped, "
+        f"the first being {skipped[0]}."
+    )
+
+
+def check_patients(patients, entries, skipped, least=2):
+    """Raises `InputError` if the patients of usable cases among entries are fewer."""
+    count = len(set(patients))
+    if count < least:
+        raise InputError(
+            "training cases" if least > 1 else "validation cases",
+            found=f"{count} usable patient{'s' * (count != 1)} among "
+            f"{len(entries)} cases" + (f"; skipped {skipped[0]}" if skipped else ""),
+            expected="at least 2, since anomalies are pasted from another patient"
+            if least > 1
+            else "held-out healthy cases, to set the threshold",
+            remedy="Add healthy images or repair the skipped ones.",
+        )
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,5 +1,6 @@
 """Layers that several networks share, for images (B, H, W, C) and volumes (B, D, H, W, C) alike."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,50 @@ from flax.linen.dtypes import promote_dtype
 def halvings(x):
     """Strides that halve every spatial axis of x."""
     return (2,) * (x.ndim - 2)
+
+
+def convolve(x, kernel, strides, padding, **options):
+    """`jax.lax.conv_general_dilated` as `nn.Conv` calls it, without dilation and feature groups.
+
+    Volumes: with stride 1 and "SAME" only. On a CPU their slices become images whose channels are
+    those of their neighbours too: the 3-D convolution takes 4 to 20 times as long there, and its
+    gradients longer still. Images that would have few channels go the way of `in_pairs` there.
+    """
+    conv = jax.lax.conv_general_dilated
+    narrow = kernel.shape[-1] <= 8 and kernel.shape[:2] == (3, 3) and x.shape[-2] % 2 == 0
+    if x.ndim == 4 and not (narrow and strides == (1, 1) and padding == "SAME"):
+        return conv(x, kernel, strides, padding, **options)
+
+    def whole(x, kernel):
+        return conv(x, kernel, strides, padding, **options)
+
+    def by_slices(x, kernel):
+        depth, taps = x.shape[1], kernel.shape[0]
+        padded = jnp.pad(x, [(taps // 2 * (axis == 1),) * 2 for axis in range(5)])
+        near = [jax.lax.slice_in_dim(padded, t, t + depth, axis=1) for t in range(taps)]
+        slices = jnp.concatenate(near, -1).reshape(-1, *x.shape[2:4], taps * x.shape[-1])
+        flat = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], -1, kernel.shape[-1])
+        numbers = "NHWC", "HWIO", "NHWC"
+        out = conv(slices, flat, (1, 1), "SAME", dimension_numbers=numbers)
+        return out.reshape(*x.shape[:-1], -1)
+
+    on_cpu = by_slices if x.ndim == 5 else in_pairs
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=whole)
+
+
+def in_pairs(x, kernel):
+    """The convolution of images (B, H, W, C), W even, by a kernel (3, 3, C, K) with "SAME" padding.
+
+    Two neighbouring columns are taken as one of twice the channels. Half of the larger kernel is
+    zero, yet a CPU, whose vectors are 16 channels long, needs 0.7 of the time (C 10, K 8).
+    """
+    columns = jnp.pad(kernel, ((0, 0), (2, 2), (0, 0), (0, 0)))
+    kernel = jnp.concatenate([columns[:, 1:], columns[:, :-1]], -1)
+    kernel = kernel.reshape(3, 3, -1, kernel.shape[-1])
+    pairs = x.reshape(*x.shape[:2], x.shape[2] // 2, -1)
+    numbers = "NHWC", "HWIO", "NHWC"
+    out = jax.lax.conv_general_dilated(pairs, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+    return out.reshape(*x.shape[:-1], -1)
 
 
 def repeat(x, strides=None):
@@ -142,14 +187,81 @@ def crop(x, sizes):
     return x[(slice(None), *(slice(size) for size in sizes))]
 
 
-def group_norm(x, dtype=None):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def normalise(x, scale, bias, groups):
+    """Group normalisation of x (B, ..., C) by scale and bias (C,); float32.
+
+    As `flax.linen.GroupNorm` with its defaults. Both passes first sum over places, channel by
+    channel: with its gradient it takes less than half of flax's time on CPU.
+    """
+    return _normalise(x, scale, bias, groups)[0]
+
+
+def _normalise(x, scale, bias, groups):
+    kept, x = x, x.astype(jnp.float32)
+    mean, second = (_over_groups(each, x, groups) for each in (_sum(x), _sum(x * x)))
+    inverse_std = jax.lax.rsqrt(jnp.maximum(0.0, second - mean * mean) + 1e-6)
+    y = (x - _spread(mean, x)) * _spread(inverse_std * scale[None], x)
+    return y + bias.reshape(*[1] * (x.ndim - 1), -1), (kept, mean, inverse_std, scale)
+
+
+def _normalise_backwards(groups, kept, dy):
+    given, mean, inverse_std, scale = kept
+    x = given.astype(jnp.float32)
+    bias_part = _sum(dy)
+    scale_part = inverse_std * (_sum(dy * x) - mean * bias_part)
+    shift, slope = (
+        inverse_std * _over_groups(scale[None] * part, x, groups)
+        for part in (bias_part, scale_part)
+    )
+    slope = inverse_std * slope
+    dx = dy * _spread(inverse_std * scale[None], x) - x * _spread(slope, x)
+    dx = dx + _spread(slope * mean - shift, x)
+    return dx.astype(given.dtype), scale_part.sum(0), bias_part.sum(0)
+
+
+normalise.defvjp(_normalise, _normalise_backwards)
+
+
+def _sum(x):
+    """Over all places: (B, ..., C) -> (B, C)."""
+    return x.sum(tuple(range(1, x.ndim - 1)))
+
+
+def _over_groups(sums, x, groups):
+    """Sums over the places of x -> the mean over places and group, for every channel: (B, C)."""
+    size = x.shape[-1] // groups
+    places = math.prod(x.shape[1:-1])
+    means = sums.reshape(sums.shape[0], groups, size).sum(-1) / (places * size)
+    return jnp.repeat(means, size, axis=-1)
+
+
+def _spread(values, x):
+    """(B, C) -> (B, 1, ..., C), to go with x."""
+    return values.reshape(values.shape[0], *[1] * (x.ndim - 2), -1)
+
+
+class GroupNorm(nn.Module):
     """Group normalisation (Wu & He 2018): up to eight groups, of four channels or more."""
-    groups = math.gcd(x.shape[-1], max(1, min(8, x.shape[-1] // 4)))
-    return nn.GroupNorm(num_groups=groups, dtype=dtype)(x)
+
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x):
+        channels = x.shape[-1]
+        groups = math.gcd(channels, max(1, min(8, channels // 4)))
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        return normalise(x, scale, bias, groups).astype(self.dtype or jnp.float32)
+
+
+def group_norm(x, dtype=None):
+    """A layer of `GroupNorm`."""
+    return GroupNorm(dtype)(x)
 
 
 def activate(x, dtype=None):
-    """Group normalisation and ReLU."""
+    """`GroupNorm` and ReLU."""
     return nn.relu(group_norm(x, dtype))
 
 

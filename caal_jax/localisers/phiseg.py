@@ -11,6 +11,7 @@ from caal_jax.localisers.deterministic import spread_samples, tile
 from caal_jax.localisers.heads import mean_and_std
 from caal_jax.localisers.layers import (
     activate,
+    convolve,
     crop,
     interpolate,
     mean_pool,
@@ -54,8 +55,8 @@ class Unit(nn.Module):
     def __call__(self, x):
         window = (self.size,) * (x.ndim - 2)
         init = nn.initializers.he_normal()
-        x = nn.Conv(self.features, window, use_bias=False, kernel_init=init, dtype=self.dtype)(x)
-        return activate(x, self.dtype)
+        how = {"kernel_init": init, "dtype": self.dtype, "conv_general_dilated": convolve}
+        return activate(nn.Conv(self.features, window, use_bias=False, **how)(x), self.dtype)
 
 
 class Gaussian(nn.Module):

@@ -11,6 +11,7 @@ from caal_jax.localisers.deterministic import deterministic
 from caal_jax.localisers.heads import mean_and_std
 from caal_jax.localisers.layers import (
     activate,
+    convolve,
     crop,
     depth_to_space,
     drop_channels,
@@ -82,7 +83,7 @@ class UNet(nn.Module):
         block = 0
 
         def conv(size, window, **options):
-            return nn.Conv(size, window, dtype=self.dtype, **options)
+            return nn.Conv(size, window, dtype=self.dtype, conv_general_dilated=convolve, **options)
 
         def residual(x):
             nonlocal block

@@ -213,7 +213,7 @@ def _training_curve(figure, history):
     ]
     if checks:
         options = {"color": VERMILION, "marker": "o", "markersize": 4, "linestyle": "--"}
-        axes.plot(*zip(*checks, strict=True), **options, label="Validation")
+        axes.plot(*zip(*checks, strict=True), **options, label="Held-out healthy images")
     axes.set_ylim(bottom=min(0, np.nanmin(losses)))
     _legend_above(figure)
     return True
@@ -403,8 +403,9 @@ PLOTS = (
     Plot(
         "training_curve",
         "Training",
-        "The loss on synthetic anomalies. It says whether training went well, not how well real"
-        " anomalies are found.",
+        "The loss on synthetic anomalies, in the training images and, at each checkpoint, in"
+        " held-out healthy ones: if the second rises, training learnt its images by heart. Neither"
+        " says how well real anomalies are found.",
         "",
         _training_curve,
     ),

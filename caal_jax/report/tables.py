@@ -37,6 +37,9 @@ METRICS = {
         "Lesions hit at 1 alarm", "share, at one false alarm per case on average", "higher"
     ),
     "pointing_game": Metric("Pointing game", "is the largest score inside a lesion?", "higher"),
+    "box_recall_10%": Metric("Boxes found, IoU 0.1", "share, at a probability of 0.5", "higher"),
+    "box_recall_30%": Metric("Boxes found, IoU 0.3", "share, at a probability of 0.5", "higher"),
+    "box_recall_50%": Metric("Boxes found, IoU 0.5", "share, at a probability of 0.5", "higher"),
     "num_lesions": Metric("Lesions"),
     "sensitivity": Metric("Hit at 1 alarm", "share, at one false alarm per case", "higher"),
     "prevalence": Metric("Prevalence", "abnormal share"),

@@ -21,6 +21,7 @@ from caal_jax.study.honest import checks
 from caal_jax.study.page import markdown, write_page
 from caal_jax.study.results import table_rows
 from caal_jax.train import build_bank, train
+from caal_jax.windows import read_patch_size
 
 BARS = (mean_template, raw_intensity, equalised_intensity, pca_residual)
 
@@ -33,6 +34,13 @@ def run_study(study, output, *, max_cells=None):
     to it. Returns what study.json says.
     Raises: InputError for another plan in the folder, and for data that cannot be read.
     """
+    if read_patch_size(study):
+        raise InputError(
+            "config.patch_size",
+            found=repr(study.patch_size),
+            expected="an empty one: a study's tasks and bars are of slices",
+            remedy="Leave it out.",
+        )
     output = files.folder(output)
     write_plan(study, output)
     bars = bar_cases(study, load_dataset(study), output)

@@ -57,7 +57,7 @@ def test_a_notebook_runs_from_top_to_bottom(name, folder, monkeypatch):
     book = read(name)
     tagged(book).source = PARAMETERS[name] + QUICK
     client = nbclient.NotebookClient(
-        book, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        book, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
     client.execute()
     pictures = [

@@ -182,6 +182,21 @@ def test_many_sizes_become_a_range(tmp_path):
     assert "size      20 to 26 x 72 to 72 (7 different ones)" in summary(found)
 
 
+@pytest.mark.parametrize(
+    ("colours", "equalise", "warned"),
+    [(3, "preprocess", True), (3, "none", False), (1, "preprocess", False)],
+)
+def test_photographs_are_not_equalised_unawares(tmp_path, colours, equalise, warned):
+    for index in range(4):
+        image = np.stack([picture() for _ in range(colours)], axis=-1).squeeze()
+        put(tmp_path / "normal" / f"{index}.png", image)
+    chosen = config(tmp_path)
+    chosen.equalise = equalise
+    problems = examine(chosen).problems
+    assert [problem.level for problem in problems] == ["warning"] * warned
+    assert all("--config.equalise=none" in problem.what for problem in problems)
+
+
 def test_all_rows_of_a_table_are_told(tmp_path):
     for name in "abc":
         put(tmp_path / f"{name}.png")

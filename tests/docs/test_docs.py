@@ -133,6 +133,11 @@ def test_names_in_the_map_of_the_folders_exist():
         assert (ROOT / "caal_jax" / name).exists() or (ROOT / name).exists(), name
 
 
+def test_no_page_shows_python_that_is_not_run():
+    shown = {page.name: len(blocks(page, "python")) for page in PAGES}
+    assert {name for name, number in shown.items() if number} == {"README.md", "extend.md"}
+
+
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, untrained_run, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(untrained_run, tmp_path / "runs" / "mine")

@@ -1,6 +1,7 @@
 """One file in, the live run's answers out: on other sizes, depths, types and numbers of cases."""
 
 import ast
+import dataclasses
 import importlib.util
 import json
 
@@ -172,14 +173,25 @@ def test_what_cannot_be_used_is_told(tmp_path, output, predict):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_artefact_for_another_platform_is_refused(tmp_path):
+def small_artefact(platform):
     shapes = ((1, 1, 4, 4, 1), (1,), (1,), (2,))
     arguments = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
-    other = jax.export.export(jax.jit(lambda *all_of_it: all_of_it[0]), platforms=["tpu"])
-    path = tmp_path / "tpu"
-    path.write_bytes(other(*arguments, jax.ShapeDtypeStruct((), np.bool_)).serialize())
+    made = jax.export.export(jax.jit(lambda *all_of_it: all_of_it[0]), platforms=[platform])
+    return made(*arguments, jax.ShapeDtypeStruct((), np.bool_))
+
+
+def test_an_artefact_for_another_platform_or_version_is_refused(tmp_path):
+    images, path = np.zeros((1, 1, 4, 4, 1)), tmp_path / "model.jaxexport"
+    path.write_bytes(small_artefact("tpu").serialize())
     with pytest.raises(ValueError, match=r"exported for platforms.*tpu.*used on.*cpu"):
-        exported.load(path)(np.zeros(shapes[0]))
+        exported.load(path)(images)
+    here = small_artefact("cpu")
+    module = bytearray(here.mlir_module_serialized)
+    module[4] += 2  # after the letters ML\xefR, the version of the format
+    newer = dataclasses.replace(here, mlir_module_serialized=bytes(module))
+    path.write_bytes(newer.serialize())
+    with pytest.raises(ValueError, match=r"model.jaxexport: jax [\d.]+ cannot run it.*deserialize"):
+        exported.load(path)(images)
 
 
 def test_the_card_tells_data_results_and_limits(untrained_run, output):

@@ -159,21 +159,6 @@ def test_two_slurm_tasks_become_one_run(cluster):
         assert part in call
 
 
-def test_a_wrong_address_ends_with_a_word_about_it(tmp_path):
-    code = "from caal_jax import parallel; parallel.JOIN_SECONDS = 2; parallel.start()"
-    found = run(
-        [sys.executable, "-c", code],
-        tmp_path,
-        JAX_COORDINATOR_ADDRESS="127.0.0.1:9",
-        JAX_NUM_PROCESSES="2",
-        JAX_PROCESS_ID="1",
-        JAX_PLATFORMS="cpu",
-    )
-    assert found.returncode != 0
-    assert "process 1 of 2 meets the others at 127.0.0.1:9" in found.stderr
-    assert "check JAX_COORDINATOR_ADDRESS" in found.stderr
-
-
 @pytest.mark.parametrize("name", SLURM)
 def test_a_job_that_was_stopped_is_queued_again_and_a_failed_one_is_not(cluster, name):
     found = submit(cluster, name, SRUN_STATUS="143")
@@ -201,6 +186,32 @@ def test_slurm_is_asked_to_warn_and_to_queue_again(name):
         assert options["ntasks-per-node"] == options["gpus-per-node"]
     else:
         assert options["ntasks"] == "1"
+
+
+def copy_of_local(tmp_path, python):
+    """launch/local.sh in a checkout whose `.venv/bin/python` is a bash script."""
+    programs = {"launch/environment.sh": 'cd "${BASH_SOURCE[0]%/*}/.."', ".venv/bin/python": python}
+    write_programs(tmp_path, programs)
+    return shutil.copy(LAUNCH / "local.sh", tmp_path / "launch")
+
+
+def test_local_processes_know_their_places_and_a_lost_one_is_told(tmp_path):
+    python = """[ "$1" != -c ] || { echo 4321; exit; }
+echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS: $*"
+[ "$JAX_PROCESS_ID" != 1 ] || kill -KILL $$
+[ "$JAX_PROCESS_ID" != 0 ] || sleep 1  # the lost one is gone before it is asked for"""
+    found = run(["bash", copy_of_local(tmp_path, python), "3", "--config=x.py"], tmp_path)
+    assert sorted(found.stdout.splitlines()) == [
+        f"{number} of 3 at 127.0.0.1:4321: -m caal_jax.main --config=x.py" for number in range(3)
+    ]
+    assert found.returncode == 128 + 9
+
+
+@pytest.mark.parametrize("processes", [[], ["0"], ["two"], ["--config=x.py"]])
+def test_local_processes_need_a_number(tmp_path, processes):
+    found = run(["bash", copy_of_local(tmp_path, "exit 0"), *processes], tmp_path)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.startswith("usage: bash launch/local.sh PROCESSES")
 
 
 GCLOUD = """verb="$4"
@@ -319,7 +330,12 @@ def test_the_jobset_has_its_schema_and_its_pods_find_each_other():
     assert host == f"{name}-{workers['name']}-0-0.{name}"
     assert 1024 < int(port) < 65536
     assert int(values["JAX_NUM_PROCESSES"]) == job["completions"] == job["parallelism"]
-    assert {"JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"} == values.keys()
+    assert values.keys() == {
+        "JAX_COORDINATOR_ADDRESS",
+        "JAX_NUM_PROCESSES",
+        "JAX_PROCESS_ID",
+        "CAAL_JOIN_SECONDS",
+    }
     mounts = {mount["name"] for mount in container["volumeMounts"]}
     assert mounts == {volume["name"] for volume in pod["volumes"]}
     assert container["image"].startswith("EDIT-ME/")  # no registry takes capitals: refused at once

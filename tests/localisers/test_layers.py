@@ -7,7 +7,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from caal_jax.localisers.layers import (
     ConvTranspose,
+    GroupNorm,
     activate,
+    convolve,
     crop,
     depth_to_space,
     drop_channels,
@@ -154,6 +156,98 @@ def test_activation_normalises_groups_of_four_channels_or_more(channels, groups)
     normal = ((parts - mean) / np.sqrt(var + 1e-6)).reshape(x.shape)
     found = Activation().apply(variables, x)
     assert_allclose(found, np.maximum(normal * scale + bias, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "lift"),
+    [
+        ((2, 5, 4, 24), lambda f: f),
+        ((2, 5, 4, 24), jax.jit),
+        ((2, 5, 4, 24), lambda f: lambda *a: vmapped(f, *a)),
+        ((2, 3, 4, 2, 6), jax.jit),
+    ],
+)
+def test_normalisation_and_its_gradients_are_those_of_flax(shape, lift):
+    x, dy = (np.float32(RNG.normal(1.0, 2.0, shape)) for _ in range(2))
+    scale, bias = np.float32(RNG.normal(size=(2, shape[-1])))
+    variables = {"params": {"scale": scale, "bias": bias}}
+
+    def both(net):
+        def function(variables, x, dy):
+            y, pull = jax.vjp(net.apply, variables, x)
+            return y, pull(dy)
+
+        return function
+
+    reference = nn.GroupNorm(num_groups=max(1, min(8, shape[-1] // 4)))
+    expected = jax.tree.leaves(both(reference)(variables, x, dy))
+    found = jax.tree.leaves(lift(both(GroupNorm()))(variables, x, dy))
+    for one, other in zip(found, expected, strict=True):
+        assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
+
+
+def vmapped(function, *arguments):
+    """`function` by a `vmap` over one example."""
+    one = jax.tree.map(lambda a: a[None], arguments)
+    return jax.tree.map(lambda a: a[0], jax.jit(jax.vmap(function))(*one))
+
+
+def test_normalisation_in_bfloat16_keeps_its_sums_in_float32():
+    x = jnp.asarray(RNG.normal(8.0, 1.0, (1, 64, 64, 4)), jnp.bfloat16)
+    net = GroupNorm("bfloat16")
+    variables = {"params": {"scale": np.ones(4, np.float32), "bias": np.zeros(4, np.float32)}}
+    found, pull = jax.vjp(net.apply, variables, x)
+    assert found.dtype == jnp.bfloat16
+    exact = np.float64(x)
+    expected = (exact - exact.mean()) / exact.std()
+    assert_allclose(np.float64(found), expected, atol=0.02)
+    parts, dx = pull(jnp.ones_like(found))
+    assert dx.dtype == jnp.bfloat16
+    assert_allclose(parts["params"]["bias"], 64 * 64, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("channels", "width", "options"),
+    [
+        (8, 6, {}),
+        (3, 5, {}),  # odd widths have no pairs
+        (3, 6, {"strides": (2, 2)}),
+        (3, 6, {"padding": "VALID"}),
+    ],
+)
+def test_narrow_convolutions_and_their_gradients_are_those_of_jax(channels, width, options):
+    x = np.float32(RNG.normal(size=(2, 4, width, 5)))
+    variables = {"params": {"kernel": np.float32(RNG.normal(size=(3, 3, 5, channels)))}}
+
+    def both(**how):
+        net = nn.Conv(channels, (3, 3), use_bias=False, **options, **how)
+
+        def function(x):
+            y, pull = jax.vjp(net.apply, variables, x)
+            return y, pull(jnp.cos(y))
+
+        return jax.tree.leaves(jax.jit(function)(x))
+
+    for one, other in zip(both(conv_general_dilated=convolve), both(), strict=True):
+        assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("window", [(3, 3, 3), (1, 1, 1), (3, 1, 5)])
+def test_convolutions_of_volumes_and_their_gradients_are_those_of_jax(window):
+    x = np.float32(RNG.normal(size=(2, 4, 5, 7, 3)))
+    variables = {"params": {"kernel": np.float32(RNG.normal(size=(*window, 3, 6)))}}
+
+    def both(**how):
+        net = nn.Conv(6, window, use_bias=False, **how)
+
+        def function(variables, x):
+            y, pull = jax.vjp(net.apply, variables, x)
+            return y, pull(jnp.cos(y))
+
+        return jax.tree.leaves(jax.jit(function)(variables, x))
+
+    for one, other in zip(both(conv_general_dilated=convolve), both(), strict=True):
+        assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
 
 
 def test_dropout_zeroes_whole_channels_and_scales_the_rest():

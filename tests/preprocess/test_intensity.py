@@ -26,8 +26,9 @@ def test_rescale_of_a_constant_image_is_zero():
     assert_array_equal(rescale(np.full((3, 3), 5.0), 5.0, 5.0), np.zeros((3, 3)))
 
 
-def test_foreground_is_the_smoothed_brightest_channel():
-    image = np.random.default_rng(1).random((2, 31, 24, 3), np.float32) ** 8
+@pytest.mark.parametrize("shape", [(31, 24), (13, 9, 17)])
+def test_foreground_is_the_smoothed_brightest_channel(shape):
+    image = np.random.default_rng(1).random((2, *shape, 3), np.float32) ** 8
     expected = [
         ndimage.uniform_filter(example.max(-1).astype(float), 5, mode="nearest") > 0.3
         for example in image
@@ -43,4 +44,4 @@ def test_foreground_ignores_a_speck_and_asks_for_one_image():
     image[8, 8] = 1.0
     assert not foreground(image).any()
     with pytest.raises(InputError, match="vmap"):
-        foreground(image[None])
+        foreground(image[None, None])

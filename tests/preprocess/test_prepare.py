@@ -6,7 +6,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from skimage import exposure
 
-from caal_jax.preprocess.prepare import prepare
+from caal_jax.preprocess.prepare import prepare, prepare_volume
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +53,20 @@ def test_batches_are_vmapped_and_jitted(raw):
     for number in range(2):
         one = prepare(raw, low[number], high[number], **options(equalise="preprocess"))
         assert_allclose(batch.image[number], one.image, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"equalise": "preprocess"}, {"equalise": "preprocess", "equalise_foreground": 1}],
+)
+def test_a_volume_is_prepared_on_the_host_as_on_the_device(changes):
+    # Grey levels that float16 holds exactly, and a threshold that no mean of 125 of them hits.
+    raw = np.random.default_rng(0).integers(0, 256, (9, 11, 10, 1)).astype(np.int16)
+    raw[:, :5] = 0
+    how = options(foreground_threshold=0.3003, **changes)
+    found = prepare_volume(raw, 0.0, 256.0, **how)
+    wanted = jax.jit(lambda raw: prepare(raw, 0.0, 256.0, **how))(raw)
+    assert_array_equal(found.foreground, wanted.foreground)
+    assert 0.2 < found.foreground.mean() < 0.8
+    assert found.image.dtype == np.float16
+    assert_allclose(found.image, wanted.image, atol=1e-3)

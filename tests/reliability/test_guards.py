@@ -1,6 +1,7 @@
 """What stops a training, and how it goes on; with a step that is compiled at once."""
 
 import os
+import shutil
 import signal
 
 import jax
@@ -95,8 +96,8 @@ def curve(workdir):
 
 
 def strike_at(monkeypatch, call, act):
-    """Calls `act` in the middle of a step: before its batch goes to the devices."""
-    real, count = parallel.stack_batches, [0]
+    """Calls `act` in the middle of a step: before its batch is taken."""
+    real, count = train.round_batches, [0]
 
     def struck(*args):
         count[0] += 1
@@ -104,7 +105,7 @@ def strike_at(monkeypatch, call, act):
             act()
         return real(*args)
 
-    monkeypatch.setattr(parallel, "stack_batches", struck)
+    monkeypatch.setattr(train, "round_batches", struck)
 
 
 def test_sigterm_saves_the_step_and_the_run_goes_on(tmp_path, monkeypatch, run):
@@ -120,7 +121,39 @@ def test_sigterm_saves_the_step_and_the_run_goes_on(tmp_path, monkeypatch, run):
     assert steps(tmp_path / "stopped") == [8, 6]
     assert_array_equal(params(tmp_path / "stopped"), params(tmp_path / "whole"))
     assert curve(tmp_path / "stopped") == curve(tmp_path / "whole")
-    assert [step for step, _ in curve(tmp_path / "whole")] == [2, 4, 6, 8]
+    assert [step for step, _ in curve(tmp_path / "whole")] == [2, 3, 4, 6, 8]
+
+
+def test_each_checkpoint_has_a_loss_on_held_out_cases(tmp_path, run, dataset):
+    run(tmp_path, num_members=2)
+    config = config_of()
+    bank = train.build_bank(config, dataset.train, tmp_path)
+    held_out = train.build_bank(config, dataset.validation, tmp_path, held_out_of=bank)
+    assert held_out.case_ids == ("validation_00000",)
+    expected = 0.0
+    for number in range(4):
+        batch = bank.batch(config.seed, number, config.batch_size, held_out=held_out)
+        assert_array_equal(batch.target, held_out.images[batch.indices])
+        expected += 1e-6 * batch.target.mean() * (config.num_steps + number + 1) / 4
+    found = {
+        line["step"]: line.get("validation_loss") for line in read_curve(tmp_path / "metrics.jsonl")
+    }
+    assert [step for step, loss in found.items() if loss] == [3, 6, 8]
+    assert_allclose(found[8], [expected] * 2, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("lost", ["model", "meta"])
+def test_a_damaged_only_checkpoint_is_made_again(tmp_path, monkeypatch, capsys, run, lost):
+    run(tmp_path / "whole")
+    strike_at(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match="step 2 is saved"):
+        run(tmp_path / "damaged")
+    shutil.rmtree(tmp_path / "damaged" / "checkpoints" / "2" / lost)
+    run(tmp_path / "damaged")
+    assert "training begins anew" in "".join(capsys.readouterr())
+    assert steps(tmp_path / "damaged") == [8, 6]
+    assert_array_equal(params(tmp_path / "damaged"), params(tmp_path / "whole"))
+    assert curve(tmp_path / "damaged") == curve(tmp_path / "whole")
 
 
 def test_a_nan_stops_at_the_last_good_checkpoint_and_is_named(tmp_path, run):
@@ -130,10 +163,10 @@ def test_a_nan_stops_at_the_last_good_checkpoint_and_is_named(tmp_path, run):
         with pytest.raises(InputError, match=named):
             run(tmp_path, **wrong)
         assert steps(tmp_path) == [3]
-        assert [step for step, _ in curve(tmp_path)] == [2, 4]
+        assert [step for step, _ in curve(tmp_path)] == [2, 3, 4]
     run(tmp_path, **wrong, skip_nonfinite=True)
     assert steps(tmp_path) == [8, 6]
-    skipped = [line["skipped"] for line in read_curve(tmp_path / "metrics.jsonl")[2:]]
+    skipped = [line["skipped"] for line in read_curve(tmp_path / "metrics.jsonl")[3:]]
     assert skipped == [[1, 1], [1, 1]]
 
 

@@ -28,7 +28,7 @@ def get_config():
     # With an earlier network and phantoms of another seed, equalising lowered pixel AP.
     config.equalise = when_given(data_dir, "preprocess", "none")
     config.num_members = when_given(data_dir, 5, 2)
-    config.num_steps = when_given(data_dir, 50_000, 1400)
+    config.num_steps = when_given(data_dir, 50_000, 2000)
     config.warmup_steps = when_given(data_dir, 500, 50)
     config.checkpoint_steps = when_given(data_dir, 1000, 500)
     config.score_fraction = 0.03

@@ -142,7 +142,7 @@ def test_tasks_for_pictures_are_refused_at_the_start(tmp_path, task):
 
 @pytest.mark.parametrize("way", ["source_guidance", "both_guidance", "label_only"])
 def test_ways_of_equalising_take_volumes(way):
-    check_fields(tiny_config(task="cutpaste+probabilistic_pii", equalise=way))
+    check_fields(tiny_config(task="fpi", equalise=way))
 
 
 def test_a_study_is_of_slices(tmp_path):

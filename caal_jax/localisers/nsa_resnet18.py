@@ -12,6 +12,7 @@ from caal_jax.localisers.deterministic import deterministic
 from caal_jax.localisers.heads import mean_and_std
 from caal_jax.localisers.layers import (
     ConvTranspose,
+    convolve,
     crop,
     drop_channels,
     group_norm,
@@ -56,6 +57,7 @@ class NSAResNet18(nn.Module):
                 use_bias=False,
                 kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
                 dtype=self.dtype,
+                conv_general_dilated=convolve,
             )
 
         def double(features, size):

@@ -211,11 +211,15 @@ def test_normalisation_in_bfloat16_keeps_its_sums_in_float32():
     [
         (8, 6, {}),
         (3, 5, {}),  # odd widths have no pairs
-        (3, 6, {"strides": (2, 2)}),
-        (3, 6, {"padding": "VALID"}),
+        (3, 9, {"strides": (2, 2)}),
+        (3, 9, {"padding": "VALID"}),
+        (9, 4, {}),  # few places
+        (9, 3, {"padding": 1}),
+        (9, 6, {"strides": (2, 2)}),
+        (9, 5, {"strides": (2, 1), "padding": 1}),
     ],
 )
-def test_narrow_convolutions_and_their_gradients_are_those_of_jax(channels, width, options):
+def test_narrow_and_small_convolutions_and_their_gradients_are_those_of_jax(channels, width, options):
     x = np.float32(RNG.normal(size=(2, 4, width, 5)))
     variables = {"params": {"kernel": np.float32(RNG.normal(size=(3, 3, 5, channels)))}}
 

@@ -31,6 +31,7 @@ def main(argv):
         raise app.UsageError(f"unknown arguments {argv[1:]}; options start with --")
     logging.set_verbosity(logging.WARNING)
     parallel.cache_programs()
+    parallel.keep_memory()
     name = Path(flags.FLAGS["config"].config_filename).stem
     try:
         run_study(CONFIG.value, OUTPUT.value or f"studies/{name}", max_cells=MAX_CELLS.value)

@@ -219,7 +219,7 @@ def test_normalisation_in_bfloat16_keeps_its_sums_in_float32():
         (9, 5, {"strides": (2, 1), "padding": 1}),
     ],
 )
-def test_narrow_and_small_convolutions_and_their_gradients_are_those_of_jax(channels, width, options):
+def test_narrow_and_small_convolutions_equal_those_of_jax_as_do_gradients(channels, width, options):
     x = np.float32(RNG.normal(size=(2, 4, width, 5)))
     variables = {"params": {"kernel": np.float32(RNG.normal(size=(3, 3, 5, channels)))}}
 

@@ -196,9 +196,8 @@ class ConvTranspose(nn.Module):
         ]
         near = reach // 2
         pad = ((near, taps - 1 - near),) * 2
-        y = jax.lax.conv_general_dilated(
-            x, jnp.concatenate(phases, -1), (1, 1), pad, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        numbers = "NHWC", "HWIO", "NHWC"
+        y = convolve(x, jnp.concatenate(phases, -1), (1, 1), pad, dimension_numbers=numbers)
         return depth_to_space(y)
 
 

@@ -55,6 +55,8 @@ def run_study(study, output, *, max_cells=None):
                 return
             print(f"cell {number + 1} of {len(cells)}: {cell.name}", flush=True)
             run_cell(cell_config(study, cell), folder)
+            # The programs of a cell are some 2300 pieces of memory; Linux grants 65530.
+            jax.clear_caches()
 
     first = first_cells(study)
     run(first)

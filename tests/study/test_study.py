@@ -90,3 +90,10 @@ def test_the_best_tasks_get_more_ways():
     wrong = ensemble._replace(variant=Variant("nsa", "none", "unet", "certain"))
     with pytest.raises(InputError, match="certain"):
         cell_config(study, wrong)
+
+
+def test_a_cell_leaves_no_programs_behind(tmp_path, monkeypatch):
+    program = jax.jit(lambda x: x + 1)
+    monkeypatch.setattr("caal_jax.study.run.run_cell", lambda *_: program(1.0))
+    run_study(tiny_study(), tmp_path)
+    assert program._cache_size() == 0

@@ -8,7 +8,8 @@ from caal_jax.report.page import template
 HOW_TO_READ = (
     "Means over seeds; brackets are 95 % intervals over patients and seeds, both drawn anew. "
     "Differences of the pixel AP are paired: both rows get the same patients and seeds in each "
-    "resample. p-values are two-sided and adjusted for all comparisons of the table (Holm). "
+    "resample. p-values are two-sided, not below that of a test of signs of so many patients, and "
+    "adjusted for all comparisons of the table (Holm). "
     "Planted AP: on anomalies of kinds that no task makes, in held-out healthy scans. Null: AUROC "
     "of held-out healthy against normal test scans, one value for each seed, 0.5 where they look "
     "alike. Leak: largest change of a test score when its scan is predicted again, alone."

@@ -122,6 +122,8 @@ def table_rows(variants, bars, num_resamples):
     the one seed None}. Every list holds the same cases in the same order. A row has "name",
     "seeds", for each metric of `METRICS` its "value" and "ci95", and for the variants "against":
     {name of the plain variant or of a bar: {"value", "ci95", "p_value", "p_holm"}} of the pixel AP.
+    With N patients no p-value is below 2 / 2^N, that of a test of signs: resamples of a few
+    patients would promise more than those patients can.
     """
     everything = {**variants, **bars}
     cases = next(iter(next(iter(everything.values())).values()))
@@ -143,12 +145,15 @@ def table_rows(variants, bars, num_resamples):
         for other in [row.plain, *bars]
         if other in everything and other != row
     }
-    adjusted = holm([one.p_value for one in against.values()])
-    for ((row, other), one), p_holm in zip(against.items(), adjusted, strict=True):
+    least = 2.0 ** (1 - len({case.patient for case in cases}))
+    p_values = [max(one.p_value, least) for one in against.values()]
+    for ((row, other), one), p_value, p_holm in zip(
+        against.items(), p_values, holm(p_values), strict=True
+    ):
         rows[row].setdefault("against", {})[_name(other)] = {
             "value": one.value,
             "ci95": [one.low, one.high],
-            "p_value": one.p_value,
+            "p_value": p_value,
             "p_holm": float(p_holm),
         }
     return list(rows.values())

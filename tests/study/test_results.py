@@ -113,3 +113,13 @@ def test_the_table_finds_what_is_better_and_what_is_not():
     assert found["p_holm"] >= found["p_value"]
     assert found["p_holm"] < 0.05
     assert rows[alike.label]["against"][plain.label]["p_holm"] > 0.05
+
+
+def test_few_patients_promise_little():
+    plain, better = (Variant("fpi", way, "unet", "single") for way in ("none", "a"))
+    variants = {plain: {0: run(0.1)[0]}, better: {0: run(0.4)[0]}}
+    for runs in variants.values():
+        for number, case in enumerate(runs[0]):
+            case.patient = str(number // 2 % 4)
+    rows = {row["name"]: row for row in table_rows(variants, {}, 400)}
+    assert rows[better.label]["against"][plain.label]["p_value"] == 1 / 8

@@ -155,7 +155,7 @@ def write_results(study, output, bars):
             variants.setdefault(cell.variant, {})[cell.seed] = cases
     found = {"plan": json.loads((output / "plan.json").read_text()), "num_cells": len(cells)}
     found["num_done"] = len(checked)
-    # A p-value cannot be below 2 / resamples, and here it is multiplied by some hundred comparisons.
+    # A p-value is not below 2 / resamples, and here it is multiplied by some hundred comparisons.
     found["rows"] = table_rows(variants, bars, 4 * study.num_resamples)
     for row in found["rows"]:
         mine = [cell for cell in checked if cell.variant.label == row["name"]]

@@ -83,6 +83,7 @@ def main():
     parallel.keep_memory()
     parallel.start()
     config = training_config()
+    config.equalise = "preprocess"
     config.image_size, config.num_members = options.size, 1
     variants = {"network alone": runner(config, plain_step)}
     for task, patches in (

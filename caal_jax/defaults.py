@@ -26,7 +26,8 @@ def training_config():
     # One of caal_jax.synthesis.TASKS, a mixture (fpi*2+nsa) or a schedule (cutpaste,500@fpi*2+nsa).
     config.task = "fpi_blob"
     # preprocess (every image), source_guidance, both_guidance, label_only or none
-    config.equalise = "preprocess"
+    # The paper's way is preprocess. docs/study.md says why it is not the default.
+    config.equalise = "none"
     config.equalise_foreground = True  # histogram of the foreground alone, background stays 0
     config.num_patches = 3  # at most, per image, each blended into the last result
     config.source_jitter = True  # turns, zooms, shifts, new intensities for what is blended in

@@ -6,9 +6,6 @@ python -m caal_jax.main --config=configs/folder.py --config.data_dir=DIR
 Instead of DIR, a CSV file with the columns file, split (train, validation or test) and, if you
 like, patient, kind and mask.
 
-Colour photographs: add --config.equalise=none, as every channel would be equalised by itself, which
-changes the colours.
-
 About 12 minutes of training on 2 CPU cores at 128 x 128, by the step time of
 benchmarks/train_step.py; the score depends on your images.
 """

@@ -15,7 +15,6 @@ def get_config():
     config.dataset = "hippocampus"
     config.patch_size = "32,32,32"
     config.task = "probabilistic_pii+fpi"
-    config.equalise = "none"
     config.width, config.depth = 16, 3
     config.batch_size = 4
     config.num_members, config.num_steps = 2, 600

@@ -4,7 +4,7 @@ python -m caal_jax.data.prepare --dataset=mimic_cxr --source=/data/mimic --outpu
 python -m caal_jax.main --config=configs/mimic_cxr.py --config.data_dir=/records
 
 Not yet measured; meant for accelerators. No pixel truth. The published JPEGs are equalised
-already, so they are not equalised again.
+already.
 """
 
 from caal_jax.defaults import training_config
@@ -13,7 +13,6 @@ from caal_jax.defaults import training_config
 def get_config():
     config = training_config()
     config.dataset = "mimic_cxr"
-    config.equalise = "none"
     config.image_size = 256
     config.width, config.depth = 32, 6
     config.num_members, config.num_steps = 5, 50_000

@@ -25,8 +25,6 @@ def get_config():
     config.depth = when_given(data_dir, 6, 0)
     config.num_patches = 5
     config.clean_fraction = 0.1
-    # With an earlier network and phantoms of another seed, equalising lowered pixel AP.
-    config.equalise = when_given(data_dir, "preprocess", "none")
     config.num_members = when_given(data_dir, 5, 2)
     config.num_steps = when_given(data_dir, 50_000, 2000)
     config.warmup_steps = when_given(data_dir, 500, 50)

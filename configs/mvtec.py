@@ -13,7 +13,6 @@ def get_config():
     config = training_config()
     config.dataset = "mvtec"
     config.category = ""  # "" where data_dir is the folder of one category
-    config.equalise = "none"  # colours and textures are the signal
     config.image_size = 256
     config.num_steps = 2000
     return config

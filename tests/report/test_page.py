@@ -225,6 +225,13 @@ def test_an_empty_run_still_gives_a_page(tmp_path):
     assert_offline(page)
 
 
+def test_scores_that_are_all_alike_are_told(tmp_path):
+    for ends, told in (([0.5, 0.5], True), ([0.4, 0.6], False)):
+        results = {"image": {"auroc": 0.5, "auroc_ci95": ends}}
+        page = Page(write_report(tmp_path, results=results, curves={}, history=[], gallery=[]))
+        assert ("Every case has the same score" in page.words) == told
+
+
 def hostile_report(folder, results, curves, history):
     results["data"] |= {"name": HOSTILE[0], "notes": list(HOSTILE), "stamp": HOSTILE[1]}
     results["by_kind"] = {name: {"pixel_ap": 0.5, name: None} for name in HOSTILE}

@@ -2,7 +2,8 @@
 
 python -m caal_jax.study --config=configs/study_lgg.py --config.data_dir=/data/LGG
 
-Budget of a cell: 150 steps at 64 x 64. Not yet measured in full.
+Budget of a cell: 150 steps at 64 x 64. 54 cells with those of the best tasks: 55
+minutes of one core on the subset of 60 slices (docs/study.md).
 """
 
 from caal_jax.defaults import training_config

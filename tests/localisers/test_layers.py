@@ -213,15 +213,16 @@ def test_normalisation_in_bfloat16_keeps_its_sums_in_float32():
         (3, 5, {}),  # odd widths have no pairs
         (3, 9, {"strides": (2, 2)}),
         (3, 9, {"padding": "VALID"}),
-        (9, 4, {}),  # few places
-        (9, 3, {"padding": 1}),
-        (9, 6, {"strides": (2, 2)}),
-        (9, 5, {"strides": (2, 1), "padding": 1}),
+        (9, 1, {}),  # few places
+        (9, 1, {"padding": 1}),
+        (9, 3, {"strides": (2, 2)}),
+        (9, 2, {"strides": (2, 1), "padding": 1}),
     ],
 )
 def test_narrow_and_small_convolutions_equal_those_of_jax_as_do_gradients(channels, width, options):
-    x = np.float32(RNG.normal(size=(2, 4, width, 5)))
-    variables = {"params": {"kernel": np.float32(RNG.normal(size=(3, 3, 5, channels)))}}
+    inputs = 5 if width > 3 else 32
+    x = np.float32(RNG.normal(size=(2, 4, width, inputs)))
+    variables = {"params": {"kernel": np.float32(RNG.normal(size=(3, 3, inputs, channels)))}}
 
     def both(**how):
         net = nn.Conv(channels, (3, 3), use_bias=False, **options, **how)

@@ -325,6 +325,8 @@ def plan(num_members, batch_size, devices=None):
     devices: equally many of each process; by default those of this one. A group never splits a
     batch unevenly, so the mean over devices is the mean over examples, and every process gets as
     many devices as the others; devices that this leaves over stay idle (`Layout.describe` says so).
+    More members than devices: each device takes whole batches in turn, but the cores of one CPU
+    share the batch of a member where otherwise one of them would repeat what another does.
     """
     devices = tuple(devices or jax.local_devices())
     by_process = {}
@@ -333,13 +335,20 @@ def plan(num_members, batch_size, devices=None):
     processes = len(by_process)
     rounds = -(-num_members // len(devices))
     wanted = -(-num_members // rounds)
-    # All devices with a slot each always fit; fewer slots with more devices each are better.
-    slots, group = next(
+    # A slot for each device always fits.
+    fitting = [
         (slots, group)
-        for slots in range(wanted, len(devices) + 1)
+        for slots in range(1, len(devices) + 1)
         for group in range(len(devices) // slots, 0, -1)
         if batch_size % group == 0 and slots * group % processes == 0
-    )
+    ]
+    if rounds > 1 and processes == 1 and devices[0].platform == "cpu":
+        # A core is as busy with a part of a batch as with all of it: what counts is that the last
+        # round leaves none without work.
+        slots, group = min(fitting, key=lambda fit: (-(-num_members // fit[0]) / fit[1], -fit[0]))
+    else:
+        # Fewer slots with more devices each are better, but a whole batch serves a device best.
+        slots, group = next(fit for fit in fitting if fit[0] >= wanted)
     share = slots * group // processes
     parts = list(by_process.values())
     chosen = [device for part in parts for device in part[:share]]

@@ -1,4 +1,5 @@
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +24,15 @@ def layout_of(num_members, num_devices, batch_size=16):
         (1, 6, 16, 1, 4, 1),  # six devices cannot share 16 examples evenly
         (1, 6, 12, 1, 6, 1),
         (1, 8, 7, 1, 7, 1),
-        (3, 2, 16, 2, 1, 2),
+        (3, 2, 16, 1, 2, 3),  # not two rounds, one of them with a core for nothing
+        (4, 2, 16, 2, 1, 2),
         (3, 6, 16, 3, 2, 1),
         (3, 8, 16, 3, 2, 1),
         (3, 8, 5, 3, 1, 1),
-        (5, 2, 16, 2, 1, 3),
+        (5, 2, 16, 1, 2, 5),
+        (5, 2, 7, 2, 1, 3),  # seven examples cannot be shared
         (5, 8, 16, 5, 1, 1),
-        (8, 6, 16, 4, 1, 2),  # two even rounds, not six and two
+        (8, 6, 16, 3, 2, 3),
         (8, 8, 16, 8, 1, 1),
         (16, 1, 16, 1, 1, 16),
         (16, 6, 16, 6, 1, 3),
@@ -40,6 +43,16 @@ def test_who_runs_where(num_members, num_devices, batch_size, slots, group, roun
     layout = layout_of(num_members, num_devices, batch_size)
     assert (layout.slots, layout.group, layout.rounds) == (slots, group, rounds)
     assert layout.used == slots * group
+
+
+@pytest.mark.parametrize(
+    ("num_members", "num_devices", "slots", "group", "rounds"),
+    [(3, 2, 2, 1, 2), (5, 2, 2, 1, 3), (8, 6, 4, 1, 2), (3, 8, 3, 2, 1)],
+)
+def test_accelerators_in_rounds_get_whole_batches(num_members, num_devices, slots, group, rounds):
+    devices = [SimpleNamespace(process_index=0, platform="gpu") for _ in range(num_devices)]
+    layout = parallel.plan(num_members, 16, devices)
+    assert (layout.slots, layout.group, layout.rounds) == (slots, group, rounds)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +84,10 @@ def test_a_plan_tells_what_it_does():
     assert layout_of(1, 1).describe() == "1 member(s) on 1 cpu device(s)"
     told = "3 member(s) on 6 cpu device(s), 2 devices per member; 2 device(s) idle"
     assert layout_of(3, 8).describe() == told
-    assert layout_of(5, 2).describe() == "5 member(s) on 2 cpu device(s), 3 rounds of 2"
+    assert (
+        layout_of(5, 2).describe()
+        == "5 member(s) on 2 cpu device(s), 2 devices per member, 5 rounds of 1"
+    )
 
 
 def test_all_local_devices_are_the_default():

@@ -13,6 +13,7 @@ import json
 import runpy
 from pathlib import Path
 
+from caal_jax import parallel
 from caal_jax.data import load_dataset
 from caal_jax.evaluate import evaluate
 from caal_jax.train import train
@@ -35,7 +36,6 @@ METHODS = {
         "num_samples": 20,
     },
     "ensemble of 5 + dropout": {"num_members": 5, "dropout": 0.2, "num_samples": 4},
-    "single network + flips and shifts": {"augment": "flips+shifts"},
 }
 FOLDERS = {
     "lgg": {"data_dir": "LGG"},
@@ -110,7 +110,6 @@ def table(name, rows):
         cells = [cell(results, *path) for path in COLUMNS.values()]
         config = results["run"]["config"]
         samples = config["num_members"] * config["num_samples"]
-        samples *= {"none": 1, "flips+shifts": 8}[config["augment"]]
         minutes = results["run"]["wall_seconds"] / 60
         lines.append(f"| {method} | {samples} | {' | '.join(cells)} | {minutes:.1f} |")
     return [*lines, ""]
@@ -135,6 +134,9 @@ def main():
     parser.add_argument("--workdir", default="runs/confidence")
     parser.add_argument("--output", default="benchmarks/CONFIDENCE.md")
     options = parser.parse_args()
+    parallel.keep_memory()
+    parallel.start()
+    parallel.cache_programs()
     done = {}
     for name in options.sets.split(","):
         for method in options.methods.split(","):

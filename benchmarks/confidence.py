@@ -1,7 +1,8 @@
 """Ways of being uncertain, side by side on real scans: a table for the README.
 
-python benchmarks/confidence.py --data=../shared/data [--sets=lgg,busi] [--steps=300]
-    [--output=benchmarks/CONFIDENCE.md]
+python benchmarks/confidence.py --data=../shared/data --steps=300 --size=96
+
+--sets=lgg or busi and --methods choose among the rows; the table goes to benchmarks/CONFIDENCE.md.
 
 --data holds LGG/ (kaggle_3m) and BUSI/ with BUSI_256_normals/. Every row is a run of its own under
 --workdir, trained on the same tasks and scored on the same test cases. A row that is done is not
@@ -11,6 +12,8 @@ run again, one that was interrupted goes on; the table is written anew after eac
 import argparse
 import json
 import runpy
+import shlex
+import sys
 from pathlib import Path
 
 from caal_jax import parallel
@@ -141,7 +144,7 @@ def main():
     for name in options.sets.split(","):
         for method in options.methods.split(","):
             done.setdefault(name, {})[method] = row_results(name, method, options)
-            command = f"`python benchmarks/confidence.py --data={options.data}`"
+            command = f"`python benchmarks/confidence.py {shlex.join(sys.argv[1:])}`"
             lines = [HEADER, command, ""]
             lines += [line for one, rows in done.items() for line in table(one, rows)]
             Path(options.output).write_text("\n".join(lines))

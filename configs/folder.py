@@ -6,8 +6,8 @@ python -m caal_jax.main --config=configs/folder.py --config.data_dir=DIR
 Instead of DIR, a CSV file with the columns file, split (train, validation or test) and, if you
 like, patient, kind and mask.
 
-9 minutes 42 seconds on 2 CPU cores at 128 x 128, evaluation included. Measured on 28 normal hazelnuts
-of MVTec AD and 16 test images: pixel AP 0.725 (prevalence 0.029), image AUROC 1.0.
+9 minutes 42 seconds on 2 CPU cores at 128 x 128, evaluation included. Measured on 28 normal
+hazelnuts of MVTec AD and 16 test images: pixel AP 0.725 (prevalence 0.029), image AUROC 1.0.
 """
 
 from caal_jax.defaults import training_config

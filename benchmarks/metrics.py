@@ -1,11 +1,12 @@
 """Time and memory of our metrics beside peers', in one table: `python benchmarks/metrics.py`.
 
 Ten million pixels, float32 scores, 5 % anomalous, and once with every other one; the best of
-three runs, of one for what takes seconds. Peers: scikit-learn, and for AUPRO one stable argsort
+three runs, in turns with the peer. Peers: scikit-learn, and for AUPRO one stable argsort
 of all pixels (SciPy's labels, NumPy), which gives the same number.
 """
 
 import argparse
+import functools
 import platform
 import time
 import tracemalloc
@@ -14,6 +15,7 @@ import numpy as np
 import sklearn
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
+from timing import alternate
 
 from caal_jax import metrics
 
@@ -131,23 +133,23 @@ def main():
     print(f"{'':<52}{'ours':>11}  {'peer':>11}")
     for prevalence in (0.05, 0.5):
         data = pixels(prevalence)
-        reference = seconds(lambda: sklearn_pair(*data), repeats=1)  # noqa: B023
-        for name, pair in (
-            ("exact", exact_pair),
-            ("streaming", streaming_pair),
-            ("streaming, with ECE, Brier and NLL", with_calibration),
-        ):
-            took = seconds(lambda: pair(*data))  # noqa: B023
-            row(f"AP + AUROC {name}, {prevalence:.0%} positive", took, reference)
+        ways = {
+            "exact": exact_pair,
+            "streaming": streaming_pair,
+            "streaming, with ECE, Brier and NLL": with_calibration,
+        }
+        calls = [functools.partial(pair, *data) for pair in (*ways.values(), sklearn_pair)]
+        *took, reference = alternate(*calls, rounds=3)
+        for name, one in zip(ways, took, strict=True):
+            row(f"AP + AUROC {name}, {prevalence:.0%} positive", one, reference)
         difference = np.abs(np.subtract(exact_pair(*data), sklearn_pair(*data))).max()
         print(f"  largest difference of the exact pair from scikit-learn {difference:.1e}")
 
     maps, masks = regions()
-    reference = seconds(lambda: argsort_aupro(maps, masks), repeats=1)
-    row(
-        "AUPRO exact, 100 maps of 256 x 256", seconds(lambda: metrics.aupro(maps, masks)), reference
-    )
-    row("AUPRO streaming, the same", seconds(lambda: stream_regions(maps, masks)), reference)
+    calls = [functools.partial(f, maps, masks) for f in (metrics.aupro, stream_regions)]
+    exact, streaming, reference = alternate(*calls, lambda: argsort_aupro(maps, masks), rounds=3)
+    row("AUPRO exact, 100 maps of 256 x 256", exact, reference)
+    row("AUPRO streaming, the same", streaming, reference)
     difference = abs(argsort_aupro(maps, masks) - metrics.aupro(maps, masks))
     print(f"  difference of the exact one from the peer {difference:.1e}")
     row("AUPIMO, the same and 50 normal maps", seconds(lambda: aupimo_with_normals(maps, masks), 1))

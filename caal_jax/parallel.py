@@ -334,7 +334,6 @@ def plan(num_members, batch_size, devices=None):
         by_process.setdefault(device.process_index, []).append(device)
     processes = len(by_process)
     rounds = -(-num_members // len(devices))
-    wanted = -(-num_members // rounds)
     # A slot for each device always fits.
     fitting = [
         (slots, group)
@@ -347,7 +346,8 @@ def plan(num_members, batch_size, devices=None):
         # round leaves none without work.
         slots, group = min(fitting, key=lambda fit: (-(-num_members // fit[0]) / fit[1], -fit[0]))
     else:
-        # Fewer slots with more devices each are better, but a whole batch serves a device best.
+        # No more rounds than needed; then fewer slots with more devices each are better.
+        wanted = -(-num_members // rounds)
         slots, group = next(fit for fit in fitting if fit[0] >= wanted)
     share = slots * group // processes
     parts = list(by_process.values())

@@ -14,7 +14,7 @@ def get_config():
     config = training_config()
     config.dataset = "hippocampus"
     config.patch_size = "32,32,32"
-    # Of the other tasks alone, hardly anything was learnt: CutPaste's hard edges give it a start.
+    # CutPaste first, whose hard edges are soon learnt; see benchmarks/RESULTS.md.
     config.task = "cutpaste,300@fpi*2+probabilistic_pii"
     config.width, config.depth = 16, 3
     config.batch_size = 4

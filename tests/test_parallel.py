@@ -94,9 +94,12 @@ def test_all_local_devices_are_the_default():
     assert parallel.plan(1, 8).devices == tuple(jax.local_devices())
 
 
-@pytest.mark.parametrize(("num_members", "num_devices"), [(1, 8), (3, 8), (3, 2), (16, 6)])
-def test_spread_and_gather_are_inverse(num_members, num_devices):
-    layout = layout_of(num_members, num_devices)
+@pytest.mark.parametrize(
+    ("num_members", "num_devices", "batch_size"),
+    [(1, 8, 16), (3, 8, 16), (3, 2, 16), (3, 2, 7), (16, 6, 16)],
+)
+def test_spread_and_gather_are_inverse(num_members, num_devices, batch_size):
+    layout = layout_of(num_members, num_devices, batch_size)
     members = {"a": RNG.random((num_members, 2, 3)), "b": (np.arange(num_members),)}
     rounds = parallel.spread(members, layout)
     assert len(rounds) == layout.rounds
@@ -138,8 +141,10 @@ def descend(weights, xs, ys, layout):
     return parallel.gather(rounds, layout)
 
 
-@pytest.mark.parametrize("num_members", [1, 3, 8])
-def test_eight_devices_give_the_result_of_one(num_members):
+@pytest.mark.parametrize(
+    ("num_members", "num_devices"), [(1, 8), (3, 8), (8, 8), (3, 2), (4, 2), (8, 6)]
+)
+def test_many_devices_give_the_result_of_one(num_members, num_devices):
     weights = RNG.normal(size=(num_members, 3)).astype(np.float32)
     xs = RNG.normal(size=(STEPS, num_members, 16, 3)).astype(np.float32)
     ys = RNG.normal(size=(STEPS, num_members, 16)).astype(np.float32)
@@ -148,16 +153,19 @@ def test_eight_devices_give_the_result_of_one(num_members):
         error = np.einsum("mbi,mi->mb", x, expected) - y
         expected = expected - RATE * 2 * np.einsum("mbi,mb->mi", x, error) / 16
     one = descend(weights, xs, ys, layout_of(num_members, 1))
-    eight = descend(weights, xs, ys, layout_of(num_members, 8))
-    assert one.shape == eight.shape == (num_members, 3)
-    assert_allclose(eight, one, rtol=1e-6, atol=1e-6)
-    assert_allclose(eight, expected, rtol=1e-5, atol=1e-5)
+    many = descend(weights, xs, ys, layout_of(num_members, num_devices))
+    assert one.shape == many.shape == (num_members, 3)
+    assert_allclose(many, one, rtol=1e-6, atol=1e-6)
+    assert_allclose(many, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("num_members", "num_devices"), [(3, 8), (5, 2)])
-def test_members_add_up_over_slots_and_rounds(num_members, num_devices):
-    layout = layout_of(num_members, num_devices, batch_size=4)
-    values = RNG.random((num_members, 4, 2), np.float32)  # a batch of four per member
+@pytest.mark.parametrize(
+    ("num_members", "num_devices", "batch_size"),
+    [(3, 8, 4), (5, 2, 4), (5, 2, 3)],  # the last with a slot that repeats a member
+)
+def test_members_add_up_over_slots_and_rounds(num_members, num_devices, batch_size):
+    layout = layout_of(num_members, num_devices, batch_size)
+    values = RNG.random((num_members, batch_size, 2), np.float32)
 
     @lambda function: parallel.lift(function, layout)
     def add(part, live):

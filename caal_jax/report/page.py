@@ -255,7 +255,7 @@ def _cautions(results):
         found.append("A bar that learns nothing is within this run's interval: see below.")
     image = results.get("image") or {}
     if image.get("auroc") == 0.5 and image.get("auroc_ci95") == [0.5, 0.5]:
-        found.append("Every case has the same score: the networks learnt too little. Train longer.")
+        found.append("Every case has the same score, which tells nothing: too little was learnt.")
     config = results.get("run", {}).get("config") or {}
     if config.get("num_members") == 1:
         found.append("With one member there is no disagreement from which to tell uncertainty.")

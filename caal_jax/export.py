@@ -21,6 +21,7 @@ from caal_jax.confidence import belief as beliefs
 from caal_jax.confidence.calibration import apply
 from caal_jax.confidence.sketch import sketch
 from caal_jax.confidence.views import read_views
+from caal_jax.data import is_phantom
 from caal_jax.errors import InputError
 from caal_jax.localise import (
     FinishedRun,
@@ -221,8 +222,8 @@ def model_card(run, workdir):
     config, decisions = run.config, run.decisions
     path = workdir / "metrics.json"
     results = json.loads(path.read_text()) if path.is_file() else None
-    is_phantom = config.dataset == "mood" and not config.data_dir
-    data = results["data"] if results else {"name": config.dataset, "is_phantom": is_phantom}
+    unknown = {"name": config.dataset, "is_phantom": is_phantom(config)}
+    data = results["data"] if results else unknown
     trained_on = "the built-in phantom: made-up images" if data["is_phantom"] else data["name"]
     rate = f"{decisions.false_positive_rate:.1%}"
     return "\n".join(

@@ -20,6 +20,7 @@ from caal_jax.data import load_dataset
 from caal_jax.errors import InputError, Interrupted
 from caal_jax.evaluate import evaluate
 from caal_jax.train import train
+from caal_jax.workdir import check_config
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 STOPPED = 128 + 15  # what shells say of a process that SIGTERM ended
@@ -33,6 +34,8 @@ def train_and_evaluate(config, workdir, mode="train_and_evaluate"):
     workdir = Path(workdir)
     software = {name: version(name) for name in ("caal_jax", "jax")}
     parallel.require_same("config, --mode, versions", [config.to_json(), mode, software])
+    if mode == "evaluate":
+        check_config(config, workdir)
     dataset = load_dataset(config)
     if parallel.writes():
         print(

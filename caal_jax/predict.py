@@ -5,6 +5,7 @@ python -m caal_jax.predict --workdir=DIR --input=FILE_OR_FOLDER --output=DIR
 
 import hashlib
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -15,12 +16,12 @@ from tqdm import tqdm
 
 from caal_jax import files, parallel, report
 from caal_jax.confidence_results import REGION_COLUMNS, region_rows
-from caal_jax.data import slice_axis
-from caal_jax.data.readers import FORMATS, image_files, read_image, stem_of
+from caal_jax.data import is_phantom, read_scan
+from caal_jax.data.readers import FORMATS, image_files, stem_of
 from caal_jax.data.writers import MAP_FORMATS, csv_text
 from caal_jax.errors import InputError
 from caal_jax.evaluate import write_maps
-from caal_jax.localise import FinishedRun
+from caal_jax.localise import FinishedRun, read_config
 from caal_jax.report.sprites import make_sprites
 
 COLUMNS = ("file", "score", "score_std", "probability", "p_value", "verdict")
@@ -36,6 +37,7 @@ def predict(workdir, source, output, *, maps="auto"):
     error of a file that cannot be read, which is told and skipped. scores.csv and regions.csv (a
     line per region, with its place, size and confidence) follow at the end. Repeating the call
     after an interruption does only the files that are not done or have changed since.
+    Files named `<image>_mask` or `<image>_mask_1` beside an image of a folder are left out.
     maps: one of `MAP_FORMATS`.
     Returns (rows of scores.csv, messages of the skipped).
     Raises: InputError if the run or the input is not there, if no file could be read, or if the
@@ -77,7 +79,7 @@ def _localised(run, path, stem, maps):
     """Writes the maps and the picture of one file; returns what cases.jsonl says about it."""
     began = time.monotonic()
     try:
-        case = read_image(path, slice_axis=slice_axis(run.config))
+        case = read_scan(path, run.config)
         found = run.predict(case)
     except InputError as error:
         return {"error": str(error)}
@@ -94,7 +96,8 @@ def _localised(run, path, stem, maps):
         error=None,
         sprites=sprites,
     )
-    report.case_picture(f"{stem}.png", report.gallery_item(card))
+    stamp = "learnt on phantom" if is_phantom(run.config) else ""
+    report.case_picture(f"{stem}.png", report.gallery_item(card), stamp=stamp)
     scores = {column: getattr(found, column) for column in COLUMNS[1:]}
     scores |= {"uncertainty": found.uncertainty, "regions": region_rows(stem.name, found.regions)}
     return scores | {"seconds": round(time.monotonic() - began, 3)}
@@ -155,6 +158,13 @@ def list_inputs(source):
     if source.is_file():
         return [source]
     paths = image_files(source) if source.is_dir() else []
+    images = {path.parent / stem_of(path) for path in paths}
+
+    def is_mask(path):
+        base, found = re.subn(r"_mask(_\d+)?$", "", stem_of(path))
+        return found and path.parent / base in images
+
+    paths = [path for path in paths if not is_mask(path)]
     if not paths:
         raise InputError(
             source,
@@ -178,6 +188,8 @@ def main(argv):
     parallel.cache_programs()
     given = flags.FLAGS
     try:
+        if is_phantom(read_config(given.workdir)):
+            print("note: this run has learnt phantoms, made-up images, and no real scans")
         rows, skipped = predict(given.workdir, given.input, given.output, maps=given.maps)
     except InputError as error:
         sys.exit(f"error: {error}")

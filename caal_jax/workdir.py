@@ -24,6 +24,8 @@ from caal_jax.tracking import open_trackers
 
 # What may differ when a run goes on; num_members may only grow.
 MAY_CHANGE = ("members", "num_members", "skip_nonfinite", "tracking")
+# What may differ when a finished run is evaluated again.
+MAY_CHANGE_LATER = ("members", "skip_nonfinite", "tracking", "num_resamples", "data_dir")
 
 
 class Part(NamedTuple):
@@ -43,7 +45,7 @@ def claim(config, workdir):
     wanted = {**json.loads(config.to_json()), "members": ""}
     found = read_json(path) if path.is_file() else None
     if found is not None and known_parts(workdir):
-        _check_config(path, found, wanted)
+        _check_config(path, found, wanted, MAY_CHANGE)
         _check_version(workdir)
         if wanted["num_members"] != found["num_members"]:
             (workdir / "decisions.json").unlink(missing_ok=True)  # they were fitted to fewer
@@ -51,19 +53,31 @@ def claim(config, workdir):
         files.write_text(path, json.dumps(wanted, indent=1))
 
 
-def _check_config(path, found, wanted):
+def check_config(config, workdir):
+    """Raises `InputError` if a workdir is another config's, so that none is evaluated as if it were
+    this one. Writes nothing."""
+    path = Path(workdir) / "config.json"
+    if path.is_file():
+        found, wanted = read_json(path), json.loads(config.to_json())
+        # Runs of older versions lack some fields.
+        known = {key: found.get(key, value) for key, value in wanted.items()}
+        _check_config(path, known, wanted, MAY_CHANGE_LATER)
+
+
+def _check_config(path, found, wanted, may_change):
     differing = [
         f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now"
         for key in sorted(found.keys() | wanted.keys())
-        if found.get(key) != wanted.get(key) and key not in MAY_CHANGE
+        if found.get(key) != wanted.get(key) and key not in may_change
     ]
-    if wanted["num_members"] < found["num_members"]:
+    fewer = wanted["num_members"] < found["num_members"] and "num_members" in may_change
+    if fewer:
         differing.append(f"num_members: {found['num_members']} there, {wanted['num_members']} now")
     if differing:
         raise InputError(
             path,
             found="a run of another config (" + "; ".join(differing) + ")",
-            expected="the same config, to resume",
+            expected="the same config",
             remedy="Pass another --workdir, or the config that this one was made with.",
         )
 

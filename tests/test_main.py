@@ -1,15 +1,20 @@
 """The binary's own part: flags, where results go, and the cache of compiled programs."""
 
+import errno
 import json
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from caal_jax import main as binary
 from caal_jax.defaults import training_config
+from caal_jax.errors import InputError, Interrupted
 from caal_jax.main import accept_json, default_workdir
 from caal_jax.parallel import cache_programs
 
@@ -66,3 +71,52 @@ def test_programs_are_cached_where_the_user_says(tmp_path, monkeypatch):
         assert jax.config.jax_compilation_cache_dir is None
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (InputError("x.png", found="a", expected="b", remedy="Do c."), 1, "error: x.png: found a"),
+        (Interrupted("saved"), 143, "saved"),
+        (OSError(errno.ENOSPC, "No space left"), 1, "No space left. Mend this, then repeat"),
+        (ValueError("a bug"), 1, "Traceback"),
+    ],
+)
+def test_an_error_ends_the_process_with_a_status_and_is_told_once(
+    monkeypatch, capsys, error, status, told
+):
+    def fail(*_):
+        raise error
+
+    left = []
+    given = SimpleNamespace(workdir="runs/x", config=None, mode="train")
+    monkeypatch.setattr(binary, "flags", SimpleNamespace(FLAGS=given))
+    monkeypatch.setattr(binary, "train_and_evaluate", fail)
+    for name in ("cache_programs", "keep_memory", "start"):
+        monkeypatch.setattr(binary.parallel, name, lambda: None)
+    monkeypatch.setattr(binary.parallel, "leave", left.append)
+    binary.main(["main"])
+    assert left == [status]
+    said = capsys.readouterr().err
+    assert told in said
+    assert ("Traceback" in said) == (told == "Traceback")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["caal_jax.main", "--config=configs/folder.py", "--config.data_dir=gone", "--workdir=DIR"],
+        ["caal_jax.predict", "--workdir=DIR", "--input=gone", "--output=DIR/maps"],
+    ],
+)
+def test_a_wrong_folder_is_one_clear_line(tmp_path, arguments):
+    home = Path(__file__).parents[1]
+    arguments = [argument.replace("DIR", str(tmp_path)) for argument in arguments]
+    ended = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=home, capture_output=True, text=True, timeout=60
+    )
+    lines = ended.stderr.splitlines()
+    assert ended.returncode == 1
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    assert "Traceback" not in ended.stderr
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from types import SimpleNamespace
 
 import cv2
@@ -74,6 +75,24 @@ def home(tmp_path):
         cv2.imwrite(str(tmp_path / "in" / f"{name}.png"), rng.integers(0, 255, (9, 7), np.uint8))
     cv2.imwrite(str(tmp_path / "in" / "flat.png"), np.full((5, 5), 7, np.uint8))
     return tmp_path
+
+
+def test_masks_beside_images_are_no_scans(home, use):
+    for name in ("a_mask", "a_mask_1", "alone_mask"):
+        shutil.copy(home / "in" / "b.png", home / "in" / f"{name}.png")
+    run = use(MadeUpRun())
+    predict(home / "run", home / "in", home / "out")
+    assert run.calls == ["a", "alone_mask", "b", "c", "flat"]
+
+
+def test_pictures_of_a_run_on_phantoms_say_so(home, use):
+    run = use(MadeUpRun())
+    predict(home / "run", home / "in", home / "out")
+    run.config.dataset, run.config.data_dir = "mood", ""
+    run.config.region = "brain"
+    predict(home / "run", home / "in", home / "stamped")
+    plain, marked = (cv2.imread(str(home / name / "a.png")) for name in ("out", "stamped"))
+    assert np.nonzero((plain != marked).any(axis=(1, 2)))[0].min() > plain.shape[0] - 40
 
 
 def lines_of(folder):

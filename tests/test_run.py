@@ -16,6 +16,7 @@ from caal_jax.data.phantom import make_volume, phantom_dataset
 from caal_jax.defaults import training_config
 from caal_jax.errors import InputError
 from caal_jax.evaluate import evaluate, read_history
+from caal_jax.main import train_and_evaluate
 from caal_jax.predict import output_names, predict
 from caal_jax.train import train
 
@@ -156,6 +157,26 @@ def test_a_workdir_of_another_config_is_refused(finished, dataset):
     other.learning_rate = 0.5
     with pytest.raises(InputError, match="learning_rate"):
         train(other, workdir, dataset)
+    report = (workdir / "report.html").read_bytes()
+    with pytest.raises(InputError, match="learning_rate"):
+        train_and_evaluate(other, workdir, mode="evaluate")
+    assert (workdir / "report.html").read_bytes() == report
+
+
+def test_the_modes_train_and_evaluate_apart(tmp_path, finished, dataset, monkeypatch, capsys):
+    workdir, config, results = finished
+    monkeypatch.setattr("caal_jax.main.load_dataset", lambda config: dataset)
+    half = tmp_path / "half"
+    shutil.copytree(workdir, half)
+    (half / "decisions.json").unlink()
+    shutil.rmtree(half / "checkpoints" / "4")
+    (half / "metrics.json").unlink()
+    assert train_and_evaluate(config, half, mode="train") is None
+    assert not (half / "metrics.json").exists()
+    jax.tree.map(assert_array_equal, members(workdir, config), members(half, config))
+    found = train_and_evaluate(config, half, mode="evaluate")
+    assert found["pixel"] == results["pixel"]
+    assert "report: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("field", ["task", "equalise", "localiser", "augment"])

@@ -11,7 +11,15 @@ from caal_jax.checkpoint import Checkpoints
 from caal_jax.defaults import training_config
 from caal_jax.errors import InputError
 from caal_jax.json_config import read_config
-from caal_jax.workdir import Curve, Part, claim, join_curves, member_numbers, parts_to_train
+from caal_jax.workdir import (
+    Curve,
+    Part,
+    check_config,
+    claim,
+    join_curves,
+    member_numbers,
+    parts_to_train,
+)
 
 
 def config_of(**changes):
@@ -111,6 +119,21 @@ def test_a_workdir_belongs_to_its_config_once_trained(tmp_path):
     assert not (tmp_path / "decisions.json").exists()  # they were fitted to two members
     with pytest.raises(InputError, match="num_members: 3 there, 2 now"):
         claim(config_of(num_members=2), tmp_path)
+
+
+def test_a_run_is_evaluated_as_what_it_is(tmp_path):
+    check_config(config_of(), tmp_path)  # nothing is there; loading the run says so
+    claim(config_of(), tmp_path)
+    path = tmp_path / "config.json"
+    old = json.loads(path.read_text())
+    del old["augment"]
+    path.write_text(json.dumps(old))
+    written = path.read_bytes()
+    check_config(config_of(num_resamples=7, data_dir="moved", num_members=3), tmp_path)
+    for field, value in {"task": "nsa", "num_members": 9, "score_fraction": 0.5}.items():
+        with pytest.raises(InputError, match=f"another config .{field}: .* now"):
+            check_config(config_of(**{field: value}), tmp_path)
+    assert path.read_bytes() == written
 
 
 def test_another_version_does_not_go_on_but_may_use_a_finished_run(tmp_path):

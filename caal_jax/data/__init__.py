@@ -1,10 +1,13 @@
 """data: files or a phantom in, cases out (native-dtype image, mask or None, id, spacing)."""
 
-from caal_jax.data import busi, folder, hippocampus, mood, phantom, public, records, table
+import dataclasses
+
+from caal_jax.data import busi, folder, hippocampus, lgg, mood, phantom, public, records, table
 from caal_jax.data.case import Case, DataSet, Entry, Geometry
+from caal_jax.data.readers import pick_channels, read_image
 from caal_jax.errors import InputError
 
-__all__ = ["Case", "DataSet", "Entry", "Geometry", "load_dataset", "slice_axis"]
+__all__ = ["Case", "DataSet", "Entry", "Geometry", "is_phantom", "load_dataset", "read_scan"]
 
 
 def load_dataset(config):
@@ -25,7 +28,7 @@ def load_dataset(config):
     split = {"validation_fraction": config.validation_fraction, "seed": seed}
     own = config.dataset in ("folder", "hippocampus")
     one = None if own else public.find_set(config.dataset)
-    if config.dataset == "mood" and not root:
+    if is_phantom(config):
         return phantom.phantom_dataset(
             region=config.region,
             size=config.phantom_size,
@@ -56,8 +59,26 @@ def load_dataset(config):
     return one.dataset(root, variant=variant, **split)
 
 
+def is_phantom(config):
+    """Whether the config's data are the built-in phantom, made-up images."""
+    return config.dataset == "mood" and not config.data_dir
+
+
+def read_scan(path, config):
+    """A new file as a `Case`, read as `load_dataset` reads those of the config's data set.
+
+    Volumes are cut along the same axis; of LGG's colour images the config's `channel` is taken.
+    Raises: InputError as `read_image`.
+    """
+    case = read_image(path, slice_axis=slice_axis(config))
+    if config.dataset == "lgg":
+        channels = lgg.CHANNELS[config.get("channel") or "flair"]
+        case = dataclasses.replace(case, image=pick_channels(case.image, channels))
+    return case
+
+
 def slice_axis(config):
-    """The axis of NIfTI volumes that `load_dataset` cuts into slices; new scans need the same."""
+    """The axis of NIfTI volumes that `load_dataset` cuts into slices."""
     if config.dataset == "mood":
         return mood.SLICE_AXES[config.region]
     return config.get("slice_axis", 2)

@@ -236,6 +236,11 @@ def _turned(path, mask, geometry):
     return mask.image
 
 
+def pick_channels(image, channels):
+    """The channels of an image (..., C) by index; of a grey one its only one, again and again."""
+    return image[..., [index if image.shape[-1] > 1 else 0 for index in channels]]
+
+
 def file_entry(
     path, *, case_id, patient, label=0, kind="normal", masks=(), slice_axis=2, channels=None
 ):
@@ -251,7 +256,7 @@ def file_entry(
         case = read_image(path, slice_axis=slice_axis)
         image, shape = case.image, case.image.shape[:-1]
         if channels is not None:
-            image = image[..., [index if image.shape[-1] > 1 else 0 for index in channels]]
+            image = pick_channels(image, channels)
         mask = None if label else np.zeros(shape, bool)
         if masks:
             how = {"slice_axis": slice_axis, "geometry": case.geometry}

@@ -38,7 +38,7 @@ HEADLINES = (
 GROUPS = {
     "best": ("Best cases", "What it looks like when the method works."),
     "worst": ("Worst cases", "Shown on purpose: this is how the method fails."),
-    "random": ("Random cases", "Drawn without looking at the result: what to expect."),
+    "random": ("Random cases", "Drawn by chance from the other cases."),
 }
 FEW_CASES = 30
 MAX_CARDS = 200  # with their pictures the page stays below 20 MB

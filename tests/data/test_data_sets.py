@@ -9,7 +9,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from caal_jax.data import load_dataset, slice_axis
+from caal_jax.data import load_dataset, read_scan
 from caal_jax.data.busi import busi, near_duplicate_groups
 from caal_jax.data.folder import folder
 from caal_jax.data.lgg import lgg
@@ -464,15 +464,24 @@ def test_load_dataset_without_a_folder_means_phantom_for_mood_only(tmp_path):
         ({"dataset": "folder", "slice_axis": 0}, 0),
     ],
 )
-def test_slice_axis_is_that_of_the_training_volumes(tmp_path, mood_root, fields, axis):
+def test_new_volumes_are_read_as_those_of_training(tmp_path, mood_root, fields, axis):
     root = mood_root
     if fields["dataset"] == "folder":
         root = tmp_path / "own"
         for index in range(2):
             put(root / "normal" / f"{index}.nii.gz", shape=(9, 8, 7))
     settings = config(data_dir=str(root), **fields)
-    assert slice_axis(settings) == axis
-    assert load_dataset(settings).train[0].load().geometry.slice_axis == axis
+    known = load_dataset(settings).train[0]
+    new = read_scan(known.paths[0], settings)
+    assert known.load().geometry.slice_axis == new.geometry.slice_axis == axis
+    assert_array_equal(new.image, known.load().image)
+
+
+@pytest.mark.parametrize("fields", [{}, {"channel": "flair"}, {"channel": "all"}])
+def test_new_images_have_the_channels_of_training(lgg_root, fields):
+    settings = config(dataset="lgg", data_dir=str(lgg_root), **fields)
+    known = load_dataset(settings).train[0]
+    assert_array_equal(read_scan(known.paths[0], settings).image, known.load().image)
 
 
 @needs_shared

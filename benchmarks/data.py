@@ -130,8 +130,11 @@ def feeding(folder):
     row(f"feeding from records, {os.cpu_count()} threads, images/s", f"{images / took:.0f}")
 
 
-def waiting(folder, steps=20):
-    """The share of the default training's time, after its first step, spent waiting for data."""
+def waiting(folder, large, steps=20):
+    """The share of the default training's time, after its first step, spent waiting for data.
+
+    large: prepared images of 1024 x 1024, which are made smaller whenever they are read.
+    """
     from train_step import build_step, runner
 
     from caal_jax.data.records import read_prepared
@@ -148,6 +151,7 @@ def waiting(folder, steps=20):
     for name, bank in (
         ("host memory", SliceBank.build(data.train, image_size=size)),
         ("records", streaming_bank(folder, size)),
+        ("records of 1024 x 1024", streaming_bank(large, size)),
     ):
         feed = Feed(lambda s, b=bank: b.batch(0, s, config.batch_size), range(steps), bank)
         batches, waits, began = iter(feed), [], None
@@ -169,32 +173,68 @@ def memory(root, count):
         "bank = streaming_bank(root / 'out/mvtec/a/1.0.0', 256)",
         "[bank.batch(0, step, 16) for step in range(40)]",
     ]
-    peaks = []
-    for lines in (prepared, stream):
-        code = "\n".join(
-            [
-                "import pathlib",
-                "from caal_jax.data import prepare",
-                f"root = pathlib.Path({str(root)!r})",
-                *lines,
-                # Linux's own; getrusage would count what this process held when it started that.
-                "status = pathlib.Path('/proc/self/status').read_text()",
-                "print(status.split('VmHWM:')[1].split()[0])",
-            ]
-        )
-        made = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        peaks.append(int(made.stdout.split()[-1]) / 1024)
+    start = [
+        "import pathlib",
+        "from data import status_mib",
+        "from caal_jax.data import prepare",
+        f"root = pathlib.Path({str(root)!r})",
+    ]
+    peaks = [
+        printed([*start, *lines, "print(status_mib('VmHWM'))"]) for lines in (prepared, stream)
+    ]
     row(
         f"peak memory with {count} images of 512 x 512: preparing, reading batches",
         f"{peaks[0]:.0f} MiB, {peaks[1]:.0f} MiB",
         "equal for any number",
     )
+
+
+def status_mib(field):
+    """A line of Linux's own account of this process; getrusage would count its parent's peak."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.split(f"{field}:")[1].split()[0]) / 1024
+
+
+def printed(lines):
+    """The number that these lines of Python print last, run as a process of their own."""
+    made = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(made.stdout.split()[-1])
+
+
+def inference_memory(patch):
+    """Peak memory of localising a volume of 256^3, beyond that volume, with two tiny networks."""
+    how = f"patches of {patch}" if patch else "slices"
+    ratio = printed(["from data import localise_volume", f"print(localise_volume({patch!r}))"])
+    row(f"localising 256^3 voxels by {how}: memory over the volume's in float32", ratio, "3")
+
+
+def localise_volume(patch, side=256):
+    """The peak of the memory that `FinishedRun.predict` takes, over that of a float32 volume."""
+    import jax
+
+    from caal_jax.confidence.calibration import Calibration, ImageCalibration
+    from caal_jax.data.case import Case, Geometry
+    from caal_jax.defaults import training_config
+    from caal_jax.localise import Decisions, FinishedRun, build_predictor, new_models
+
+    config = training_config()
+    config.patch_size, config.image_size, config.num_members = patch, side, 2
+    config.width, config.depth = 4, 2
+    members = jax.tree.map(np.asarray, jax.jit(lambda: new_models(config, 1))())
+    decisions = Decisions(Calibration(1, 0), ImageCalibration(9, -6), (0.2, 0.6), 0.6, 0.2)
+    run = FinishedRun(config, build_predictor(config, members), 1, decisions)
+    volume = np.random.default_rng(0).random((side, side, side, 1), np.float32)
+    run.predict(Case("few", volume[: side // 4], Geometry((1.0, 1.0, 1.0), 2)))  # compiles
+    before = status_mib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    run.predict(Case("whole", volume, Geometry((1.0, 1.0, 1.0), 2)))
+    return round((status_mib("VmHWM") - before) / (volume.nbytes / 2**20), 1)
 
 
 def main():
@@ -215,9 +255,12 @@ def main():
             preparation(home, options.images, processes, options.rounds)
         folder = prepare.prepare("mvtec/a", make_download(home / "s", 200, 256), home / "records")
         feeding(folder)
-        waiting(folder)
+        download = make_download(home / "l", 64, 1024)
+        waiting(folder, prepare.prepare("mvtec/a", download, home / "large"))
         for count in (100, 400):
             memory(home / str(count), count)
+    for patch in ("", "32,32,32"):
+        inference_memory(patch)
 
 
 if __name__ == "__main__":

@@ -206,40 +206,47 @@ class Predictor:
         return found.image
 
     def maps(self, calibration, belief):
-        """Anomaly (calibrated probability), epistemic, aleatoric and std maps of a `Belief`."""
-        std = np.sqrt(belief.variance)
-        return (
-            apply(calibration, belief.mean),
-            belief.mutual_information,
-            belief.expected_entropy,
-            std,
-        )
+        """Anomaly (calibrated probability), epistemic, aleatoric and std maps of a `Belief`, in its
+        own arrays, which are lost."""
+        return self._maps(functools.partial(apply, calibration), belief)
+
+    @staticmethod
+    def _maps(calibrate, belief):
+        for one in belief.mean:
+            one[...] = calibrate(np.float32(one))
+        np.sqrt(belief.variance, out=belief.variance)
+        return belief.mean, belief.mutual_information, belief.expected_entropy, belief.variance
 
     def prepare(self, raw, low, high):
-        """Raw slices (N, S, S, C) and their ranges (N,) -> `Prepared` of (N, ...) arrays."""
-        return self._prepare(raw, low, high)
+        """Raw slices (N, S, S, C) and their ranges (N,) -> `Prepared` of (N, ...) NumPy arrays."""
+        whole = None
+        for begin in range(0, len(raw), self._batch):
+            here = slice(begin, begin + self._batch)
+            count = len(low[here])
+            part = self._prepare(*(_filled(a[here], 1) for a in (raw, low, high)))
+            whole = _put(whole, here, jax.tree.map(lambda a, n=count: a[:n], part), len(raw))
+        return whole
 
     def __call__(self, images, foreground):
         """Prepared slices (N, S, S, C) and foreground (N, S, S, 1) -> `Stack`."""
         images, foreground = np.asarray(images), np.asarray(foreground)
-        parts = [
-            self._chunk(images[i : i + self._batch], foreground[i : i + self._batch])
-            for i in range(0, len(images), self._batch)
-        ]
-        belief = jax.tree.map(lambda *maps: np.concatenate(maps), *[part[0] for part in parts])
-        sketches = jax.tree.map(lambda *s: np.stack(s, 1), *[part[1] for part in parts])
+        belief, sketches = None, []
+        for begin in range(0, len(images), self._batch):
+            here = slice(begin, begin + self._batch)
+            part, drawn = self._chunk(images[here], foreground[here])
+            belief = _put(belief, here, part, len(images))
+            sketches.append(drawn)
+        sketches = jax.tree.map(lambda *s: np.stack(s, 1), *sketches)
         return Stack(belief, foreground[..., 0], images, sketches)
 
     def _chunk(self, images, foreground):
         count = len(images)
         layout = self._layout
-        # Short chunks repeat their last slice up to a power of two: few shapes to compile for.
-        size = max(layout.group, 1 << (count - 1).bit_length())
-        fill = np.minimum(np.arange(size), count - 1)
+        images, inside = (_filled(a, layout.group) for a in (images, foreground))
         # Without a foreground the repeated ones add nothing to the sketches.
-        live = np.arange(size) < count
-        inside = foreground[fill] * live.reshape(-1, *[1] * (foreground.ndim - 1))
-        batch = parallel.stack_batches([(images[fill], inside)] * layout.slots, layout)
+        live = np.arange(len(images)) < count
+        inside = inside * live.reshape(-1, *[1] * (foreground.ndim - 1))
+        batch = parallel.stack_batches([(images, inside)] * layout.slots, layout)
         sums, sketches = None, []
         for (member, live), view in itertools.product(
             zip(self._members, self._live, strict=True), self._views
@@ -259,6 +266,24 @@ class Predictor:
         drawn = np.asarray(drawn)[: num_members * self._layout.group]
         drawn = drawn.reshape(num_members, self._layout.group, *drawn.shape[1:]).sum(1)
         return drawn.reshape(-1, drawn.shape[-1])
+
+
+def _filled(array, least):
+    """Repeats the last entry up to a power of two, `least` or more: few shapes to compile for."""
+    size = max(least, 1 << (len(array) - 1).bit_length())
+    return array[np.minimum(np.arange(size), len(array) - 1)]
+
+
+def _put(whole, here, part, length):
+    """Puts the arrays of a part into those of the whole, (length, ...), made with the first part.
+
+    Parts that are joined in the end would take the memory twice.
+    """
+    if whole is None:
+        whole = jax.tree.map(lambda a: np.empty((length, *a.shape[1:]), a.dtype), part)
+    for array, values in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
+        array[here] = values
+    return whole
 
 
 class VolumePredictor(Predictor):
@@ -295,12 +320,9 @@ class VolumePredictor(Predictor):
         return rescale_volume(stack.raw, stack.low[0], stack.high[0])
 
     def maps(self, calibration, belief):
-        """As of `Predictor`, in the belief's own arrays, which are lost."""
+        # Volumes have any shape: compiled for powers of two.
         calibrate = jax.jit(functools.partial(apply, calibration))
-        for one in belief.mean:
-            one[...] = by_pixels(calibrate, np.float32(one))
-        np.sqrt(belief.variance, out=belief.variance)
-        return belief.mean, belief.mutual_information, belief.expected_entropy, belief.variance
+        return self._maps(functools.partial(by_pixels, calibrate), belief)
 
     def prepare(self, raw, low, high):
         """A raw volume (D, H, W, C) and its range, (D,) times the same -> `Prepared`, in NumPy."""
@@ -363,7 +385,11 @@ class CaseStack(NamedTuple):
     def native(self, maps):
         """Maps (N, S, S) on the grid of the case: (N, H, W), of float32 or, of volumes, as is."""
         if isinstance(self.place, Placement):
-            return np.stack([unletterbox(np.float32(one), self.place) for one in maps])
+            sides = self.place.height, self.place.width
+            native = np.empty((len(maps), *sides, *maps.shape[3:]), np.float32)
+            for one, out in zip(maps, native, strict=True):
+                out[...] = unletterbox(np.float32(one), self.place)
+            return native
         return np.asarray(maps)[self.place]
 
 
@@ -491,9 +517,10 @@ class FinishedRun:
             return maps if case.is_volume else maps[0]
 
         uncertainty = image_uncertainties(found)
-        maps = self._predictor.maps(decisions.pixel, found.belief)
-        anomaly, epistemic, aleatoric, std = map(native, maps)
-        inside = native(found.foreground)
+        image, inside = native(self._predictor.picture(stack, found)), native(found.foreground)
+        maps = list(self._predictor.maps(decisions.pixel, found.belief))
+        del found  # of a large volume each map is much memory
+        anomaly, epistemic, aleatoric, std = (native(maps.pop(0)) for _ in range(4))
         regions = find_regions(
             anomaly,
             {"epistemic": epistemic, "aleatoric": aleatoric},
@@ -505,7 +532,7 @@ class FinishedRun:
             aleatoric=aleatoric,
             std=std,
             foreground=inside if inside.dtype == bool else inside > 0.5,
-            image=native(self._predictor.picture(stack, found)),
+            image=image,
             regions=regions,
             score=score,
             score_std=float(np.std(spread)),

@@ -138,8 +138,11 @@ def rank_scale(probability):
     return np.clip((logit(np.clip(probability, 1e-6, 1 - 1e-6)) + 14) / 28, 0, 1)
 
 
-def case_statistics(case, prediction, bars):
-    """Reduces the maps and the truth of a case to sums, without its pictures."""
+def case_statistics(case, prediction, bars, *, score_fraction=0.01):
+    """Reduces the maps and the truth of a case to sums, without its pictures.
+
+    score_fraction: what share of a slice, its highest, makes its score.
+    """
     has_mask = case.mask is not None
     found = CaseStatistics(
         case_id=case.case_id,
@@ -177,7 +180,7 @@ def case_statistics(case, prediction, bars):
     }
     if case.is_volume:
         scores = [
-            volume_score(one, inside, q=0.01)
+            volume_score(one, inside, q=score_fraction)
             for one, inside in zip(prediction.anomaly, prediction.foreground, strict=True)
         ]
         found.slices = np.stack([scores, mask.any(axis=(1, 2))], axis=1)

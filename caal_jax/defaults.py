@@ -41,7 +41,8 @@ def training_config():
     config.depth = 0  # levels (unet 4); of fpi_wrn layers, 16 ("dec") or 19 ("decdeeper")
     config.latent_levels = 0  # phiseg's (5)
     config.dropout = 0.0  # > 0 and num_samples > 1: Monte Carlo dropout
-    # What is learnt of the label: std (mean and std), binary, gaussian, intensity or classes
+    # What is learnt of the label: std (mean and std), binary, gaussian, intensity or classes.
+    # Only probabilistic_pii has a std to learn; with other tasks std soon says 0 everywhere.
     config.head = "std"
     config.std_weight = 1.0  # head std: weight of the std's loss
     config.num_classes = 0  # head classes: levels of the label (5)
@@ -68,7 +69,7 @@ def training_config():
     # Test-time augmentation: none, mirror, flips, shifts, or some of them (mirror+shifts)
     config.augment = "none"
     config.fit_bias = False  # calibrate pixels by a temperature and a bias, not by the first alone
-    config.num_samples = 2  # per member, from the std head and dropout
+    config.num_samples = 2  # per member, from the std head and dropout, as far as they vary
     config.score_fraction = 0.01  # image score: mean of this top share of the foreground
     config.score_smoothing = 1.0  # slices: volumes are smoothed across them before they are scored
     config.false_positive_rate = 0.05  # of the image threshold, on held-out healthy cases

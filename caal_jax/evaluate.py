@@ -64,7 +64,9 @@ def evaluate(config, workdir, dataset):
                 skipped.append(f"{entry.case_id} ({error})")
                 continue
             write_maps(maps / name, prediction, case)
-            found = case_statistics(case, prediction, bar_maps(run, case))
+            found = case_statistics(
+                case, prediction, bar_maps(run, case), score_fraction=run.config.score_fraction
+            )
             found.fingerprint = fingerprint(case.image)
             found.sprites = make_sprites(
                 prediction.image,

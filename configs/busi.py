@@ -2,7 +2,8 @@
 
 python -m caal_jax.main --config=configs/busi.py --config.data_dir=/data/BUSI
 
-12 minutes on one CPU core. Measured on 76 normal training and 35 test images: pixel AP 0.101
+12 minutes on one CPU core. Measured on 76 normal training images, 53 of them from a second folder
+(--config.extra_normals=/data/BUSI_256_normals), and 35 test images: pixel AP 0.101
 (prevalence 0.044), image AUROC 0.826; equalised intensity alone reaches 0.031 and 0.511.
 """
 

@@ -270,3 +270,18 @@ def test_held_out_numbers_are_those_of_the_calibrated_pixels():
         calibration_sums(p, y), Calibration(2.0, 0.0), metrics.SpreadHistogram(), [0.1], [0.2]
     )
     assert not any(name.startswith("std") for name in plain)
+
+
+def test_slices_are_scored_by_the_share_that_scores_the_image():
+    case, prediction = MADE[0]
+    names = ("anomaly", "std", "epistemic", "aleatoric")
+    maps = {name: np.stack([getattr(prediction, name)] * 2) for name in names}
+    maps["anomaly"][1] /= 2
+    prediction = SimpleNamespace(**{**vars(prediction), **maps})
+    prediction.foreground = np.ones(maps["anomaly"].shape, bool)
+    mask = np.stack([case.mask, np.zeros_like(case.mask)])
+    volume = Case("v", np.zeros((*mask.shape, 1)), Geometry((1.0, 0.5, 2.0), 0), mask)
+    found = case_statistics(volume, prediction, {}, score_fraction=0.5).slices
+    half = mask[0].size // 2
+    expected = [np.sort(one.ravel())[-half:].mean() for one in maps["anomaly"]]
+    assert_allclose(found, np.stack([expected, [1, 0]], axis=1), rtol=1e-6)

@@ -92,7 +92,7 @@ METRICS = {
     "num_train": Metric("Training cases"),
     "num_validation": Metric("Validation cases"),
     "num_test": Metric("Test cases"),
-    "wall_seconds": Metric("Wall time"),
+    "wall_seconds": Metric("Training steps and evaluation took"),
     "is_phantom": Metric("Phantom"),
     "git_commit": Metric("Git commit"),
 }

@@ -1,7 +1,9 @@
 """The report in a real browser: slices move, layers toggle, the gallery sorts, no name is run."""
 
 import base64
+import contextlib
 import dataclasses
+import json
 import shutil
 
 import cv2
@@ -17,6 +19,9 @@ from made_up_report import (
     make_volume_card,
 )
 
+from caal_jax.data.phantom import phantom_dataset
+from caal_jax.evaluate import evaluate
+from caal_jax.localise import read_config
 from caal_jax.report import write_report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -58,8 +63,8 @@ def path(tmp_path_factory):
     )
 
 
-@pytest.fixture
-def page(browser, path):
+@contextlib.contextmanager
+def opened(browser, path):
     """The open page; fails afterwards if it complained or asked for anything but itself."""
     page = browser.new_page(viewport={"width": 1000, "height": 1200})
     messages, requests = [], []
@@ -72,6 +77,27 @@ def page(browser, path):
     page.close()
     assert messages == []
     assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
+
+
+@pytest.fixture
+def page(browser, path):
+    with opened(browser, path) as page:
+        yield page
+
+
+def test_the_report_of_an_evaluation_opens(browser, untrained_run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(untrained_run, workdir)
+    facts = json.loads((workdir / "training.json").read_text())
+    (workdir / "training.json").write_text(json.dumps(facts | {"notes": []}))
+    dataset = phantom_dataset(
+        region="brain", size=32, num_train=2, num_validation=2, num_test=3, seed=3
+    )
+    config = read_config(workdir)
+    config.num_resamples = 5
+    evaluate(config, workdir, dataset)
+    with opened(browser, workdir / "report.html") as page:
+        assert sorted(names_shown(page)) == sorted(entry.case_id for entry in dataset.test)
 
 
 def slice_shown(page):

@@ -188,6 +188,32 @@ def test_slurm_is_asked_to_warn_and_to_queue_again(name):
         assert options["ntasks"] == "1"
 
 
+def test_the_environment_is_made_once_and_renewed_when_the_lock_changes(tmp_path):
+    write_programs(tmp_path, {".venv/bin/python": 'echo "$*" >> pip.log'})
+    (tmp_path / "launch").mkdir()
+    shutil.copy(LAUNCH / "environment.sh", tmp_path / "launch")
+    (tmp_path / "pyproject.toml").write_text("[project]")
+    lock = tmp_path / "launch" / "locked_test.txt"
+    lock.write_text("one==1")
+
+    def calls():
+        command = ["bash", "-c", "source launch/environment.sh test"]
+        found = run(command, tmp_path, CAAL_PYTHON=sys.executable)
+        assert found.returncode == 0, found.stderr
+        log = tmp_path / "pip.log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return lines
+
+    first = calls()
+    assert len(first) == 2
+    assert "--require-hashes --requirement launch/locked_test.txt" in first[0]
+    assert "--editable ." in first[1]
+    assert calls() == []
+    lock.write_text("one==2")
+    assert calls() == first
+
+
 def copy_of_local(tmp_path, python):
     """launch/local.sh in a checkout whose `.venv/bin/python` is a bash script."""
     programs = {"launch/environment.sh": 'cd "${BASH_SOURCE[0]%/*}/.."', ".venv/bin/python": python}

@@ -11,7 +11,8 @@ from caal_jax.preprocess import foreground, rescale
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
 def test_rescale_maps_the_window_and_clips(dtype):
     image = np.array([[0, 20, 60, 100, 120]], dtype)
-    for lifted in (rescale, jax.jit(rescale)):
+    batched = jax.jit(jax.vmap(rescale, (0, None, None)))
+    for lifted in (rescale, jax.jit(rescale), lambda x, *ends: batched(np.stack([x, x]), *ends)[1]):
         scaled = lifted(image, 20, 100)
         assert scaled.dtype == np.float32
         assert_allclose(scaled, [[0, 0, 0.5, 1, 1]], atol=1e-7)

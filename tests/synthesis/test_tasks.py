@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 from caal_jax import synthesis
 from caal_jax.errors import InputError
@@ -92,6 +92,19 @@ def test_any_image_gives_a_legal_anomaly(name, shape, seed, kind):
     assert not np.any(label_std[~foreground])
     if name != "reference" and not foreground.any():
         assert_array_equal(image, target)
+
+
+@pytest.mark.parametrize("name", synthesis.TASKS)
+def test_eager_compiled_and_batched_are_one(name):
+    task = synthesis.TASKS[name]
+    rng = np.random.default_rng(5)
+    targets, sources = rng.random((2, 3, 20, 24, 1), np.float32)
+    keys = jax.random.split(jax.random.key(9), 3)
+    batched = jax.jit(jax.vmap(task))(keys, targets, sources)
+    for found in (task, jax.jit(task)):
+        one = found(keys[1], targets[1], sources[1])
+        for name_, a, b in zip(one._fields, one, batched, strict=True):
+            assert_allclose(a, b[1], atol=2e-5, err_msg=name_)
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -219,6 +219,17 @@ def test_patients_in_two_splits_are_an_error(tmp_path):
     ]
 
 
+def test_patients_of_a_folder_on_both_sides_are_an_error(tmp_path):
+    for place in ("normal/ann", "normal/bob", "normal/cem", "test/good/dan", "test/lesion/ann"):
+        put(tmp_path / place / "0.png")
+        put(tmp_path / place / "1.png")
+    settings = config(tmp_path)
+    settings.validation_fraction = 0.0
+    assert [(p.level, p.where, p.what) for p in examine(settings).problems] == [
+        ("error", "patient ann/", "is in train and in test.")
+    ]
+
+
 def test_dicom_headers_tell_patients_apart(tmp_path):
     pydicom = pytest.importorskip("pydicom")
 

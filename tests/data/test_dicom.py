@@ -322,6 +322,10 @@ def test_a_folder_of_series_trains_and_tests(tmp_path):
     (case,) = [entry.load() for entry in data.test]
     assert_array_equal(case.image[..., 0], VOLUME)
     assert_array_equal(case.mask, want)
+    assert case.patient == "test/lesion-eve"
+    # A series' own folder is a sub-folder too.
+    write_series(tmp_path / "test" / "lesion" / "ann")
+    assert [entry.load().patient for entry in read_folder(tmp_path).test] == ["ann/", "eve/"]
     home = tmp_path / "normal" / "ann"
     assert list_inputs(home) == [home / "scan"]
     assert output_names([home / "scan"], home) == ["scan"]

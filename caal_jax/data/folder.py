@@ -119,16 +119,16 @@ def _test_entries(root, slice_axis, known, notes):
     paths = [path for path in image_files(home) if not _is_mask(path)]
     ids, folders = case_ids(paths, home), {}
     for path in paths:
-        kind = path.relative_to(home).parts[0]
-        if path.parent == home:
+        parts = path.relative_to(home).parts
+        if len(parts) < 2:
             raise InputError(
                 path,
                 found="an image directly in test/",
                 expected="a folder that names its class",
                 remedy="Put it into test/good/ or test/<kind of anomaly>/.",
             )
-        if not kind.lower().endswith(("_mask", "_masks")):
-            folders[path] = _sub_folder(path, home / kind)
+        if not parts[0].lower().endswith(("_mask", "_masks")):
+            folders[path] = _sub_folder(path, home / parts[0])
     patients = _patients(folders, {path: f"test/{ids[path]}" for path in folders}, known)
     entries, num_abnormal, num_masks = [], 0, 0
     for path, patient in patients.items():
@@ -200,7 +200,7 @@ def case_ids(paths, home):
 def _sub_folder(path, home):
     """The folder directly below `home` that an image lies in or, a DICOM series, is; or ""."""
     parts = path.relative_to(home).parts
-    return parts[0] if len(parts) > 1 or path.is_dir() else ""
+    return parts[0] if len(parts) > 1 or (parts and path.is_dir()) else ""
 
 
 def _patients(folders, ids, known=frozenset()):

@@ -326,6 +326,13 @@ def test_a_folder_of_series_trains_and_tests(tmp_path):
     # A series' own folder is a sub-folder too.
     write_series(tmp_path / "test" / "lesion" / "ann")
     assert [entry.load().patient for entry in read_folder(tmp_path).test] == ["ann/", "eve/"]
+    write_series(tmp_path / "normal", suffix="")
+    assert "normal" in {
+        e.load().patient for e in read_folder(tmp_path, validation_fraction=0).train
+    }
+    write_series(tmp_path / "test")
+    with pytest.raises(InputError, match="found an image directly in test/"):
+        read_folder(tmp_path)
     home = tmp_path / "normal" / "ann"
     assert list_inputs(home) == [home / "scan"]
     assert output_names([home / "scan"], home) == ["scan"]

@@ -248,6 +248,13 @@ def test_mood_that_cannot_be_used(mood_root):
         mood(mood_root, region="brain")
 
 
+@pytest.mark.parametrize("place", ["brain_train", "toy"])
+def test_mood_volumes_of_one_name(mood_root, place):
+    put(mood_root / "brain" / place / "x" / "00001.nii.gz", shape=(9, 8, 7))
+    with pytest.raises(InputError, match=r"00001\.nii\.gz: found a second file of that name"):
+        mood(mood_root, region="brain")
+
+
 # BUSI
 
 

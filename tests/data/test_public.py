@@ -87,6 +87,16 @@ def test_jsrt_table_with_any_line_ends_and_gaps(tmp_path, end, gap):
     assert jsrt.read_nodules(path) == {"JPCLN007": (2, 12.5, 30.0, 41.0)}
 
 
+def test_jsrt_lines_of_one_film(tmp_path):
+    path = tmp_path / "CLNDAT_EN.txt"
+    line = "JPCLN007.IMG\t2\t12.5\t?\tFemale\t30\t41\tbenign\r"
+    path.write_text(2 * line + line.replace("\t30", "\t?"))
+    assert jsrt.read_nodules(path) == {"JPCLN007": (2, 12.5, 30.0, 41.0)}
+    path.write_text(line + line.lower().replace("\t30", "\t31"))
+    with pytest.raises(InputError, match="found two lines for JPCLN007 that differ"):
+        jsrt.read_nodules(path)
+
+
 def test_jsrt_films_that_cannot_be_right(tmp_path):
     root = layouts.jsrt(tmp_path, SMALL)
     path = root / "films" / "JPCNN001.IMG"

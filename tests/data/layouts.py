@@ -161,6 +161,7 @@ def deeplesion(root):
     rows.append(line("000001_01_02", 110, "5, 5, 9, 9"))
     rows.append(line("000004_01_02", 104, "20, 15, 25, 20", kind=-1, part=3))
     rows.append(line("000004_01_02", 106, "1, 1, 5, 5", noisy=1, part=3))
+    rows.insert(1, line("000004_01_02", 104, "1, 18, 9, 22", kind=4, noisy=1, part=3))
     rows.append(line("000004_01_02", 107, "5, 5, 5, 9", part=3))  # empty
     rows.append(line("000004_01_02", 107, "5, 5, nan", part=3))
     rows.append(line("000007_01_01", 50, "5, 5, 8, 9", part=3))  # not downloaded

@@ -78,7 +78,10 @@ def jsrt(root, side=2048):
 
 
 def chestxray14(root):
-    """Sixteen PA adults of eight patients, the last two of them in the test list, and odd lines."""
+    """Sixteen PA adults of eight patients, the last two of them in the test list, and odd lines.
+
+    Images are copies of 24 x 30 pixels; boxes are in pixels of the published ones, 1024 x 1024.
+    """
     rows = []
     tail = ["2048", "4096", "0.1", "0.2", ""]
     for k in range(16):
@@ -101,7 +104,7 @@ def chestxray14(root):
     table(root / "Data_Entry_2017.csv", CHEST_COLUMNS, rows)
     (root / "test_list.txt").write_text("".join(f"{k:08d}_000.png\r\n" for k in (12, 13, 14, 15)))
     boxes = [
-        ["00000013_000.png", "Infiltrate", "5.0", "4", "7.0", "5", "", "", ""],
+        ["00000013_000.png", "Infiltrate", "170.67", "170.7", "238.9", "213.3", "", "", ""],
         ["00000013_000.png", "Mass", "9", "9", "0", "5", "", "", ""],
         ["00000015_000.png", "Mass", "?", "9", "3", "5", "", "", ""],
     ]

@@ -124,8 +124,8 @@ def test_chestxray14_follows_its_lists(tmp_path):
     want[4:9, 5:12] = True
     assert_array_equal(boxed.mask, want)
     assert boxed.kind == "Mass"
-    # Of the published image: the original's 2048 columns of 0.1 mm, and 4096 rows of 0.2 mm.
-    assert_allclose(boxed.geometry.spacing_mm, (0.2 * 4, 0.1 * 2))
+    # The original's 4096 rows of 0.2 mm and 2048 columns of 0.1 mm on 24 x 30 pixels.
+    assert_allclose(boxed.geometry.spacing_mm, (0.2 * 4096 / 24, 0.1 * 2048 / 30))
     assert cases["00000015_000"].mask is None
     assert not cases["00000012_000"].mask.any()
     assert loaded(data.train + data.validation)["00000004_000"].image.shape == (24, 30, 1)
@@ -140,6 +140,15 @@ def test_chestxray14_follows_its_lists(tmp_path):
     assert {case.patient for case in loaded(women.train + women.validation).values()} == {
         "0", "2", "4",
     }  # fmt: skip
+
+
+def test_chestxray14_of_the_published_size(tmp_path):
+    root = layouts.chestxray14(tmp_path)
+    layouts.put(root / "images" / "00000013_000.png", layouts.picture(13, (1024, 1024)))
+    case = loaded(read("chestxray14", root).test)["00000013_000"]
+    rows, columns = np.nonzero(case.mask)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (171, 383, 171, 409)
+    assert_allclose(case.geometry.spacing_mm, (0.2 * 4, 0.1 * 2))
 
 
 def test_chestxray14_without_lists_and_with_broken_ones(tmp_path):

@@ -152,8 +152,12 @@ def _entry(home, number, lesions, normal=False):
         label=int(not normal),
         kind="normal" if normal else lesions[0]["kind"],
     )
-    mask = None if normal else lambda shape: box_mask(shape, boxes)
-    return amend(entry, mask=mask, spacing_mm=lesions[0]["spacing_mm"], convert=to_hounsfield)
+    return amend(
+        entry,
+        mask=None if normal else lambda shape: box_mask(shape, boxes),
+        spacing_mm=lambda shape: lesions[0]["spacing_mm"],
+        convert=to_hounsfield,
+    )
 
 
 def to_hounsfield(image):

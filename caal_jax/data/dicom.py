@@ -142,8 +142,7 @@ def read_series(folder, paths, slice_axis, max_bytes):
     transforms = [_rescale(header) for header in slices]
     scaled = any(transform != (1, 0) for transform in transforms)
     check_size(folder, math.prod(shape) * (4 if scaled else 2), max_bytes)
-    planes = [_plane(folder, header, header) for header in slices]
-    order, step = _sort(folder, planes, [path.name for path in paths])
+    order, first_plane, step = sort_series(folder, paths, slices)
     volume = None
     for index, at in enumerate(order):
         header = _open(paths[at], max_bytes)
@@ -154,8 +153,18 @@ def read_series(folder, paths, slice_axis, max_bytes):
         if image.dtype != volume.dtype or image.shape != shape[:2]:
             raise unreadable(paths[at], f"{image.dtype} values, unlike the slices before")
         volume[..., index] = image
-    affine = _affine(planes[order[0]], slices[0].PixelSpacing, step)
+    affine = _affine(first_plane, slices[0].PixelSpacing, step)
     return oriented(folder, volume, affine, slice_axis)
+
+
+def sort_series(folder, paths, headers):
+    """The order in which slices become a volume, the first `Plane`, and the step (3,) in mm LPS.
+
+    Raises: InputError as `read_series`, for what positions and orientations tell.
+    """
+    planes = [_plane(folder, header, header) for header in headers]
+    order, step = _sort(folder, planes, [path.name for path in paths])
+    return order, planes[order[0]], step
 
 
 def _multi_frame(path, header, slice_axis):

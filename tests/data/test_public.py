@@ -6,6 +6,7 @@ import gzip
 import cv2
 import layouts
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -288,6 +289,22 @@ def test_lidc_trains_clear_of_every_mark(lidc_root):
         patient = int(case.patient[-4:])
         want = np.clip(layouts.lidc_pixels(patient)[kept].astype(int) - 1024, -1000, 400)
         assert_array_equal(case.image[..., 0], want)
+
+
+def test_lidc_marks_lie_where_their_slices_do_in_any_orientation(tmp_path, lidc_root):
+    upright, turned = read("lidc", lidc_root), read("lidc", layouts.lidc(tmp_path))
+    for entry in (turned.test[0], turned.train[0]):
+        for path in entry.paths[0].glob("*.dcm"):
+            header = pydicom.dcmread(path)
+            # Columns run up: the normal, along which slices are sorted, points down.
+            header.ImageOrientationPatient = [1, 0, 0, 0, -1, 0]
+            header.save_as(path)
+    for entry, other in ((upright.test[0], turned.test[0]), (upright.train[0], turned.train[0])):
+        case, again = entry.load(), other.load()
+        assert case.case_id == again.case_id
+        assert_array_equal(again.image, case.image[::-1])
+        assert_array_equal(again.mask, case.mask[::-1])
+    assert_allclose(again.positions, [10 / 11, 1])
 
 
 @pytest.mark.parametrize(

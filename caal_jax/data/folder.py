@@ -5,7 +5,14 @@ from pathlib import Path
 
 from caal_jax.data.case import DataSet
 from caal_jax.data.planted import planted_entries
-from caal_jax.data.readers import SUFFIXES, existing_folder, file_entry, image_files, stem_of
+from caal_jax.data.readers import (
+    SUFFIXES,
+    existing_folder,
+    file_entry,
+    image_files,
+    refuse_folder,
+    stem_of,
+)
 from caal_jax.data.split import MIN_TRAIN, hold_out
 from caal_jax.errors import InputError
 from caal_jax.files import printable
@@ -173,8 +180,11 @@ def _masks_of(root, path, inner):
         for mask_stem in stems:
             for suffix in SUFFIXES:
                 mask = parent / f"{mask_stem}{suffix}"
-                if mask.is_file():
-                    return (mask,)
+                try:
+                    if mask.is_file():
+                        return (mask,)
+                except OSError as error:
+                    refuse_folder(error, parent)
     return ()
 
 

@@ -1,5 +1,6 @@
 """The doctor names every problem that was planted, and passes a clean folder."""
 
+import errno
 import json
 import os
 import subprocess
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from caal_jax.data import load_dataset
 from caal_jax.data.doctor import draw, examine, summary
+from caal_jax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -260,6 +263,37 @@ def test_dicom_headers_tell_patients_apart(tmp_path):
     for name in ("normal/0", "normal/1", "test/good/2"):
         write(f"{name}.dcm", "anonymous")
     assert problems() == []
+
+
+@pytest.mark.parametrize("how", ["bits", "told"])
+@pytest.mark.parametrize("place", ["", "normal/sub", "ground_truth/dent"])
+def test_folders_whose_files_cannot_be_reached(clean, monkeypatch, how, place):
+    put(clean / "normal" / "sub" / "0.png")
+    (clean / "cases.csv").write_text("file,split\nnormal/0.png,train\nnormal/1.png,train\n")
+    closed = clean / place
+    if how == "bits":
+        if os.geteuid() == 0:
+            pytest.skip("permission bits do not bind root")
+        closed.chmod(0o600)
+    else:
+        stat = os.stat
+
+        def refusing(path, *args, **options):
+            if isinstance(path, (str, Path)) and str(path).startswith(f"{closed}/"):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return stat(path, *args, **options)
+
+        monkeypatch.setattr(os, "stat", refusing)
+    try:
+        found = examine(config(clean))
+        if closed == clean:
+            with pytest.raises(InputError, match="Permission denied"):
+                load_dataset(config(clean / "cases.csv"))
+    finally:
+        closed.chmod(0o700)
+    told = [problem for problem in found.problems if "(Permission denied)" in problem.what]
+    assert {(problem.level, Path(problem.where)) for problem in told} == {("error", closed)}
+    assert told[0].what.startswith("found a folder that cannot be opened")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real images are not here")

@@ -91,8 +91,7 @@ def read_dicom(path, slice_axis, max_bytes):
     samples = int(header.get("SamplesPerPixel", 1))
     shape = (int(header.Rows), int(header.Columns), frames)
     check_shape(path, shape)
-    depth = max(int(header.BitsAllocated) // 8, 1)
-    check_size(path, math.prod(shape) * samples * depth, max_bytes)
+    check_size(path, math.prod(shape) * samples * _depth(header), max_bytes)
     _check_frames(path, header)
     if frames > 1:
         if samples > 1:
@@ -141,9 +140,9 @@ def read_series(folder, paths, slice_axis, max_bytes):
     check_shape(folder, shape)
     transforms = [_rescale(header) for header in slices]
     scaled = any(transform != (1, 0) for transform in transforms)
-    check_size(folder, math.prod(shape) * (4 if scaled else 2), max_bytes)
-    planes = [_plane(folder, header, header) for header in slices]
-    order, step = _sort(folder, planes, [path.name for path in paths])
+    depth = 4 if scaled else max(_depth(header) for header in slices)
+    check_size(folder, math.prod(shape) * depth, max_bytes)
+    order, first_plane, step = sort_series(folder, paths, slices)
     volume = None
     for index, at in enumerate(order):
         header = _open(paths[at], max_bytes)
@@ -154,8 +153,18 @@ def read_series(folder, paths, slice_axis, max_bytes):
         if image.dtype != volume.dtype or image.shape != shape[:2]:
             raise unreadable(paths[at], f"{image.dtype} values, unlike the slices before")
         volume[..., index] = image
-    affine = _affine(planes[order[0]], slices[0].PixelSpacing, step)
+    affine = _affine(first_plane, slices[0].PixelSpacing, step)
     return oriented(folder, volume, affine, slice_axis)
+
+
+def sort_series(folder, paths, headers):
+    """The order in which slices become a volume, the first `Plane`, and the step (3,) in mm LPS.
+
+    Raises: InputError as `read_series`, for what positions and orientations tell.
+    """
+    planes = [_plane(folder, header, header) for header in headers]
+    order, step = _sort(folder, planes, [path.name for path in paths])
+    return order, planes[order[0]], step
 
 
 def _multi_frame(path, header, slice_axis):
@@ -239,6 +248,11 @@ def _slice_header(path, max_bytes):
     return header
 
 
+def _depth(header):
+    """Bytes of a stored value."""
+    return max(int(header.BitsAllocated) // 8, 1)
+
+
 def _same(one, other):
     if one is None or other is None:
         return one is other
@@ -312,6 +326,13 @@ def _grey(path, header, image, transform, *, scaled=None):
             found=f"the photometric interpretation {photometric}",
             expected="MONOCHROME1, MONOCHROME2 or RGB",
             remedy="Convert the file to grey values.",
+        )
+    if header.get("ModalityLUTSequence"):
+        raise InputError(
+            path,
+            found="a table of output values (ModalityLUTSequence)",
+            expected="values as they are stored, or RescaleSlope and RescaleIntercept",
+            remedy="Save the values after the table, as pydicom's apply_modality_lut gives them.",
         )
     if photometric == "MONOCHROME1":
         # The sum of the smallest and largest storable value; the type's width holds the result.

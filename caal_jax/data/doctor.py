@@ -281,12 +281,17 @@ def _check_left_over(findings, root, used):
     used = {os.path.abspath(path) for path in used}
     images, others = [], Counter()
     inside = root.resolve()
-    for parent, folders, names in os.walk(
-        root,
-        onerror=lambda error: findings.add(
-            "error", error.filename, f"cannot be opened ({error.strerror})."
-        ),
-    ):
+
+    def refuse(error):
+        findings.add("error", error.filename, f"cannot be opened ({error.strerror}).")
+
+    for parent, folders, names in os.walk(root, onerror=refuse):
+        try:
+            os.stat(os.path.join(parent, "."))  # names can be listed where files cannot be reached
+        except OSError as error:
+            refuse(error)
+            folders.clear()
+            continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in folders:
             if Path(parent, name).is_symlink():

@@ -5,7 +5,14 @@ from pathlib import Path
 
 from caal_jax.data.case import DataSet
 from caal_jax.data.planted import planted_entries
-from caal_jax.data.readers import SUFFIXES, existing_folder, file_entry, image_files, stem_of
+from caal_jax.data.readers import (
+    SUFFIXES,
+    existing_folder,
+    file_entry,
+    image_files,
+    refuse_folder,
+    stem_of,
+)
 from caal_jax.data.split import MIN_TRAIN, hold_out
 from caal_jax.errors import InputError
 from caal_jax.files import printable
@@ -21,7 +28,8 @@ def folder(root, *, slice_axis=2, validation_fraction=0.2, seed=0):
     Training: `normal/` or MVTec's `train/good/`, any mix of supported formats, searched to any
     depth; a folder with the slices of one DICOM series counts as one volume. Images in the same
     sub-folder count as one patient, unless there is one sub-folder only.
-    Test: `test/good/` (or `test/normal/`) and one folder per kind of anomaly, with masks at
+    Test: `test/good/` (or `test/normal/`) and one folder per kind of anomaly, whose sub-folders
+    are patients in the same way, those of training if they have the same name; with masks at
     `ground_truth/<kind>/<stem>_mask.*`, `test/<kind>_mask/<stem>.*`, or `<stem>_mask.*` beside
     the image. Without `test/`, a share of the healthy images is held out and gets planted
     anomalies (`stamp` says so).
@@ -39,7 +47,8 @@ def folder(root, *, slice_axis=2, validation_fraction=0.2, seed=0):
             remedy=LAYOUT,
         )
     ids = case_ids(paths, home)
-    patients = _patients(paths, home, ids)
+    folders = {path: _sub_folder(path, home) for path in paths}
+    patients = _patients(folders, ids)
     healthy = [
         (
             patients[path],
@@ -49,7 +58,8 @@ def folder(root, *, slice_axis=2, validation_fraction=0.2, seed=0):
     ]
     test, test_has_masks, notes = None, True, []
     if (root / "test").is_dir():
-        test, test_has_masks = _test_entries(root, slice_axis, notes)
+        known = set(folders.values()) if patients != ids else set()
+        test, test_has_masks = _test_entries(root, slice_axis, known, notes)
     dataset = divide(healthy, test, validation_fraction=validation_fraction, seed=seed)
     return dataclasses.replace(
         dataset,
@@ -107,24 +117,30 @@ def _train_folder(root):
     )
 
 
-def _test_entries(root, slice_axis, notes):
-    """The entries of `test/`, and whether any abnormal one has a mask."""
+def _test_entries(root, slice_axis, known, notes):
+    """The entries of `test/`, and whether any abnormal one has a mask.
+
+    known: the sub-folders that are patients of training.
+    """
     home = root / "test"
     paths = [path for path in image_files(home) if not _is_mask(path)]
-    ids = case_ids(paths, home)
-    entries, num_abnormal, num_masks = [], 0, 0
+    ids, folders = case_ids(paths, home), {}
     for path in paths:
-        inner = path.relative_to(home)
-        kind = inner.parts[0]
-        if len(inner.parts) == 1:
+        parts = path.relative_to(home).parts
+        if len(parts) < 2:
             raise InputError(
                 path,
                 found="an image directly in test/",
                 expected="a folder that names its class",
                 remedy="Put it into test/good/ or test/<kind of anomaly>/.",
             )
-        if kind.lower().endswith(("_mask", "_masks")):
-            continue
+        if not parts[0].lower().endswith(("_mask", "_masks")):
+            folders[path] = _sub_folder(path, home / parts[0])
+    patients = _patients(folders, {path: f"test/{ids[path]}" for path in folders}, known)
+    entries, num_abnormal, num_masks = [], 0, 0
+    for path, patient in patients.items():
+        inner = path.relative_to(home)
+        kind = inner.parts[0]
         normal = kind.lower() in NORMAL_NAMES
         masks = () if normal else _masks_of(root, path, inner)
         num_abnormal += not normal
@@ -133,7 +149,7 @@ def _test_entries(root, slice_axis, notes):
             file_entry(
                 path,
                 case_id=ids[path],
-                patient=f"test/{ids[path]}",
+                patient=patient,
                 label=0 if normal else 1,
                 kind="normal" if normal else kind,
                 masks=masks,
@@ -164,8 +180,11 @@ def _masks_of(root, path, inner):
         for mask_stem in stems:
             for suffix in SUFFIXES:
                 mask = parent / f"{mask_stem}{suffix}"
-                if mask.is_file():
-                    return (mask,)
+                try:
+                    if mask.is_file():
+                        return (mask,)
+                except OSError as error:
+                    refuse_folder(error, parent)
     return ()
 
 
@@ -188,10 +207,16 @@ def case_ids(paths, home):
     return ids
 
 
-def _patients(paths, home, ids):
-    first = {path: path.relative_to(home).parts for path in paths}
-    folders = {parts[0] for parts in first.values() if len(parts) > 1}
-    if len(folders) < MIN_TRAIN:
-        return dict(ids)
+def _sub_folder(path, home):
+    """The folder directly below `home` that an image lies in or, a DICOM series, is; or ""."""
+    parts = path.relative_to(home).parts
+    return parts[0] if len(parts) > 1 or (parts and path.is_dir()) else ""
+
+
+def _patients(folders, ids, known=frozenset()):
+    """{path: patient} of {path: sub-folder}: the folder if there are several, or if it is known."""
+    names = set(folders.values()) - {""}
+    if len(names) < MIN_TRAIN:
+        names &= known
     # A loose file keeps its own id, told apart from a folder of the same name.
-    return {path: f"{parts[0]}/" if len(parts) > 1 else ids[path] for path, parts in first.items()}
+    return {path: f"{name}/" if name in names else ids[path] for path, name in folders.items()}

@@ -32,7 +32,8 @@ def mood(root, *, region, validation_fraction=0.2, test_fraction=0.2, seed=0):
     region: "brain" (slices along array axis 2) or "abdomen" (axis 1).
     The real test set is hidden, so the test split joins the labelled toy cases with held-out
     healthy volumes of which about half get planted anomalies; `stamp` says so.
-    Raises: InputError for an unknown region, a missing folder or fewer than two volumes.
+    Raises: InputError for an unknown region, a missing folder, fewer than two volumes, or two of
+    one name.
     """
     if region not in REGION_NAMES:
         raise InputError(
@@ -41,7 +42,7 @@ def mood(root, *, region, validation_fraction=0.2, test_fraction=0.2, seed=0):
     axis = SLICE_AXES[region]
     root = existing_folder(root, where="data_dir", remedy=LAYOUT)
     home, train_home = _find_region(root, region)
-    paths = image_files(train_home)
+    paths = _volumes(train_home)
     if len(paths) < MIN_TRAIN:
         raise InputError(
             train_home,
@@ -95,11 +96,25 @@ def _find_region(root, region):
     )
 
 
+def _volumes(folder):
+    """`image_files` of a folder, whose names are the names of the cases."""
+    paths, first = image_files(folder), {}
+    for path in paths:
+        if first.setdefault(stem_of(path), path) != path:
+            raise InputError(
+                path,
+                found=f"a second file of that name, after {first[stem_of(path)]}",
+                expected="each volume once",
+                remedy="Remove one of them, or give it another name.",
+            )
+    return paths
+
+
 def _toy_entries(home, axis, notes):
     if not (home / "toy").is_dir():
         return []
     entries, unlabelled = [], 0
-    for path in image_files(home / "toy"):
+    for path in _volumes(home / "toy"):
         pixel = home / "toy_label" / "pixel" / path.name
         sample = home / "toy_label" / "sample" / f"{path.name}.txt"
         if pixel.is_file() or sample.is_file():

@@ -59,11 +59,15 @@ def natural_key(path):
 
 
 def existing_folder(path, *, where, remedy):
-    """`path` as a `Path`; raises `InputError` unless it is a folder."""
+    """`path` as a `Path`; raises `InputError` unless it is a folder whose files can be reached."""
     path = Path(path)
-    if not path.is_dir():
-        found = "a file" if path.exists() else "nothing"
-        raise InputError(f"{where} {path}", found=found, expected="a folder", remedy=remedy)
+    try:
+        if not path.is_dir():
+            found = "a file" if path.exists() else "nothing"
+            raise InputError(f"{where} {path}", found=found, expected="a folder", remedy=remedy)
+        os.stat(os.path.join(path, "."))  # names can be listed where files cannot be reached
+    except OSError as error:
+        refuse_folder(error, path)
     return path
 
 
@@ -81,6 +85,7 @@ def image_files(folder):
     for parent, folders, names in os.walk(folder, onerror=refuse_folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths = [Path(parent, name) for name in names if not name.startswith(".")]
+        existing_folder(parent, where="image folder", remedy="Try again.")
         # A link in a circle is no file.
         paths = [
             path
@@ -171,10 +176,13 @@ def _read(path, slice_axis, max_bytes):
     return VOLUME_READERS[suffix](path, slice_axis, max_bytes)
 
 
-def refuse_folder(error):
-    """For `os.walk`, which would leave out what it cannot open: raises `InputError`."""
+def refuse_folder(error, folder=None):
+    """For `os.walk`, which would leave out what it cannot open: raises `InputError`.
+
+    folder: the one that an `OSError` on a file in it is about.
+    """
     raise InputError(
-        error.filename,
+        folder or error.filename,
         found=f"a folder that cannot be opened ({error.strerror})",
         expected="a readable folder",
         remedy="Change its permissions, or move it elsewhere.",

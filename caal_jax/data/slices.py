@@ -1,10 +1,8 @@
 """The training bank: every usable slice of the healthy cases, square, in memory, raw."""
 
-import contextlib
 import dataclasses
 import functools
 import math
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +11,7 @@ import numpy as np
 from caal_jax.data.facts import RAW_TYPES, match_channels, slice_facts
 from caal_jax.data.letterbox import letterbox
 from caal_jax.data.records import RecordEntry
+from caal_jax.data.spool import Spool
 from caal_jax.errors import InputError
 
 
@@ -80,7 +79,7 @@ class _Part(NamedTuple):
 
     case_id: str
     patient: str
-    slices: np.ndarray | RecordSlices  # (N, S, S, C)
+    slices: np.ndarray | RecordSlices | None  # (N, S, S, C); None while they wait in a file
     positions: np.ndarray  # (N,) in [0, 1]
     range: tuple[float, float]
     grey_range: tuple[float, float]
@@ -141,44 +140,43 @@ class SliceBank:
         Raises: InputError if fewer than min_patients remain, or if the bank is larger than
         `max_bytes` and there is no `cache_dir`.
         """
-        parts, skipped, num_empty, num_bytes = [], [], 0, 0
+        parts, skipped, num_empty, num_bytes, spool = [], [], 0, 0, None
         stays = _record_bytes(entries, image_size, min_foreground) > max_bytes
-        with contextlib.ExitStack() as stack:
-            spool = None
-            for done, entry in enumerate(entries, start=1):
-                try:
-                    if stays:
-                        part, empty = _point(entry, image_size, min_foreground)
-                    else:
-                        part, empty = _cut(entry.load(), image_size, min_foreground)
-                except InputError as error:
-                    skipped.append(f"{entry.case_id} ({error})")
+        for done, entry in enumerate(entries, start=1):
+            try:
+                if stays:
+                    part, empty = _point(entry, image_size, min_foreground)
                 else:
-                    num_empty += empty
-                    num_bytes += part.slices.nbytes
-                    if num_bytes > max_bytes and not stays:
-                        # Later parts wait on disk until the bank stands.
-                        spool = spool or stack.enter_context(
-                            tempfile.TemporaryDirectory(dir=_cache_folder(cache_dir, max_bytes))
-                        )
-                        path = Path(spool, f"{done}.npy")
-                        np.save(path, part.slices)
-                        part = part._replace(slices=np.load(path, mmap_mode="r"))
-                    parts.append(part)
-                if progress is not None:
-                    progress(done, len(entries))
-            notes = []
-            if skipped:
-                notes.append(skipped_note(skipped, entries))
-            if num_empty:
-                notes.append(f"{num_empty} nearly empty training slices were left out.")
-            if stays:
-                notes.append(
-                    "Training slices are read from records when they are needed; near-duplicates "
-                    "of test images were not looked for."
-                )
-            check_patients([part.patient for part in parts], entries, skipped, min_patients)
-            return cls._join(parts, notes, max_bytes, cache_dir, max_channels)
+                    part, empty = _cut(entry.load(), image_size, min_foreground)
+            except InputError as error:
+                skipped.append(f"{entry.case_id} ({error})")
+            else:
+                num_empty += empty
+                num_bytes += part.slices.nbytes
+                if num_bytes > max_bytes and not stays:
+                    # This and all later parts wait on disk until the bank stands.
+                    spool = spool or Spool(_cache_folder(cache_dir, max_bytes))
+                    spool.append(part.slices)
+                    part = part._replace(slices=None)
+                parts.append(part)
+            if progress is not None:
+                progress(done, len(entries))
+        if spool:
+            waiting = spool.close()
+            for k, slices in enumerate(waiting, start=len(parts) - len(waiting)):
+                parts[k] = parts[k]._replace(slices=slices)
+        notes = []
+        if skipped:
+            notes.append(skipped_note(skipped, entries))
+        if num_empty:
+            notes.append(f"{num_empty} nearly empty training slices were left out.")
+        if stays:
+            notes.append(
+                "Training slices are read from records when they are needed; near-duplicates "
+                "of test images were not looked for."
+            )
+        check_patients([part.patient for part in parts], entries, skipped, min_patients)
+        return cls._join(parts, notes, max_bytes, cache_dir, max_channels)
 
     @classmethod
     def _join(cls, parts, notes, max_bytes, cache_dir, max_channels):

@@ -1,12 +1,12 @@
 """The training bank of a run on volumes: patches around foreground voxels, cut where they lie."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
 from caal_jax.data.facts import FOREGROUND_LEVEL, RAW_TYPES, slice_facts
 from caal_jax.data.slices import Batch, check_patients, other_patients, skipped_note, visits
+from caal_jax.data.spool import Spool
 from caal_jax.errors import InputError
 
 NUM_CENTRES = 4096  # foreground voxels of a volume, drawn once, that patches lie around
@@ -90,7 +90,7 @@ class VolumeBank:
 
     @property
     def on_disk(self):
-        """Whether volumes had to be put into files."""
+        """Whether volumes had to be put into a file."""
         return any(isinstance(volume, np.memmap) for volume in self.volumes)
 
     @classmethod
@@ -109,12 +109,12 @@ class VolumeBank:
         """Loads each entry once.
 
         patch: (D, H, W) in voxels. equalise: None, or a function of (volume, low, high) to a volume
-        in [0, 1], which then stands in the bank. max_bytes: volumes beyond it lie in memory-mapped
-        files in cache_dir. progress: called with (done, total) after each entry.
+        in [0, 1], which then stands in the bank. max_bytes: volumes beyond it lie in a file in
+        cache_dir, memory-mapped. progress: called with (done, total) after each entry.
         Cases that cannot be read, are constant, no volumes or of other channels than given, or than
         the first, are skipped with a note. Raises: InputError if fewer than min_patients remain.
         """
-        found, skipped, num_bytes = [], [], 0
+        found, skipped, num_bytes, spool = [], [], 0, None
         for done, entry in enumerate(entries, start=1):
             try:
                 case = entry.load()
@@ -136,10 +136,16 @@ class VolumeBank:
                     volume, range_ = equalise(volume, *range_), (0.0, 1.0)
                 num_bytes += volume.nbytes
                 if num_bytes > max_bytes:
-                    volume = _on_disk(volume, Path(cache_dir) / f"{done}.npy")
+                    spool = spool or Spool(cache_dir)
+                    spool.append(volume)
+                    volume = None
                 found.append((case.patient or case.case_id, case.case_id, volume, range_, centres))
             if progress is not None:
                 progress(done, len(entries))
+        if spool:
+            waiting = spool.close()
+            for k, volume in enumerate(waiting, start=len(found) - len(waiting)):
+                found[k] = (*found[k][:2], volume, *found[k][3:])
         check_patients([patient for patient, *_ in found], entries, skipped, min_patients)
         found.sort(key=lambda one: one[0])  # stable: entries keep their order
         patients, case_ids, volumes, ranges, centres = zip(*found, strict=True)
@@ -212,9 +218,3 @@ def _centres(volume, low, high):
     rng = np.random.default_rng(volume.shape)
     chosen = inside[rng.integers(len(inside), size=NUM_CENTRES)]
     return np.stack(np.unravel_index(chosen, volume.shape[:3]), axis=-1).astype(np.uint16)
-
-
-def _on_disk(volume, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, volume)
-    return np.load(path, mmap_mode="r")

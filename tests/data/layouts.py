@@ -78,7 +78,10 @@ def jsrt(root, side=2048):
 
 
 def chestxray14(root):
-    """Sixteen PA adults of eight patients, the last two of them in the test list, and odd lines."""
+    """Sixteen PA adults of eight patients, the last two of them in the test list, and odd lines.
+
+    Images are copies of 24 x 30 pixels; boxes are in pixels of the published ones, 1024 x 1024.
+    """
     rows = []
     tail = ["2048", "4096", "0.1", "0.2", ""]
     for k in range(16):
@@ -101,7 +104,7 @@ def chestxray14(root):
     table(root / "Data_Entry_2017.csv", CHEST_COLUMNS, rows)
     (root / "test_list.txt").write_text("".join(f"{k:08d}_000.png\r\n" for k in (12, 13, 14, 15)))
     boxes = [
-        ["00000013_000.png", "Infiltrate", "5.0", "4", "7.0", "5", "", "", ""],
+        ["00000013_000.png", "Infiltrate", "170.67", "170.7", "238.9", "213.3", "", "", ""],
         ["00000013_000.png", "Mass", "9", "9", "0", "5", "", "", ""],
         ["00000015_000.png", "Mass", "?", "9", "3", "5", "", "", ""],
     ]
@@ -161,6 +164,7 @@ def deeplesion(root):
     rows.append(line("000001_01_02", 110, "5, 5, 9, 9"))
     rows.append(line("000004_01_02", 104, "20, 15, 25, 20", kind=-1, part=3))
     rows.append(line("000004_01_02", 106, "1, 1, 5, 5", noisy=1, part=3))
+    rows.insert(1, line("000004_01_02", 104, "1, 18, 9, 22", kind=4, noisy=1, part=3))
     rows.append(line("000004_01_02", 107, "5, 5, 5, 9", part=3))  # empty
     rows.append(line("000004_01_02", 107, "5, 5, nan", part=3))
     rows.append(line("000007_01_01", 50, "5, 5, 8, 9", part=3))  # not downloaded

@@ -1,5 +1,6 @@
 """The doctor names every problem that was planted, and passes a clean folder."""
 
+import errno
 import json
 import os
 import subprocess
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from caal_jax.data import Case, DataSet, Entry, Geometry, doctor, load_dataset
 from caal_jax.data.doctor import draw, examine, summary
+from caal_jax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -38,6 +41,36 @@ def square(value=255):
     mask = np.zeros((56, 72), np.uint8)
     mask[10:20, 5:30] = value
     return mask
+
+
+def put_dicom(path, **fields):
+    pydicom = pytest.importorskip("pydicom")
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    image = picture()
+    data.Rows, data.Columns = image.shape
+    data.SamplesPerPixel, data.PixelRepresentation = 1, 0
+    data.BitsAllocated, data.BitsStored, data.HighBit = 8, 8, 7
+    data.PhotometricInterpretation, data.PixelData = "MONOCHROME2", image.tobytes()
+    for name, value in fields.items():
+        setattr(data, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path, enforce_file_format=True)
+
+
+def put_series(folder, *slices):
+    """A DICOM file for each slice, (series, z in mm)."""
+    for number, (series, z) in enumerate(slices):
+        put_dicom(
+            folder / f"{number}.dcm",
+            SeriesInstanceUID=series,
+            ImagePositionPatient=[0, 0, z],
+            ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+            PixelSpacing=[1, 1],
+        )
 
 
 @pytest.fixture
@@ -103,6 +136,10 @@ def plant(root):
     put(dent / "2.png")
     put(root / "ground_truth" / "dent" / "2_mask.png", square(0))
     put(root / "ground_truth" / "dent" / "9_mask.png", square())
+    put(dent / "3.png")
+    put(root / "ground_truth" / "dent" / "3_mask.png", np.full((56, 72), 255, np.uint8))
+    put_series(normal / "gap", ("1.2", 0), ("1.2", 1), ("1.2", 2), ("1.2", 4))
+    put_series(normal / "two", ("1.2", 0), ("1.2", 1), ("1.3", 0))
     return [
         ("error", "cut.png", "broken data"),
         ("error", "empty.png", "an empty file"),
@@ -121,6 +158,9 @@ def plant(root):
         ("error", "1_mask.png", "a mask of 40 x 72"),
         ("error", "dent/2.png", "its mask is empty"),
         ("error", "9_mask.png", "a mask without an image"),
+        ("warning", "dent/3.png", "a mask that covers the whole image"),
+        ("error", "normal/gap", "a gap of 2 mm between 2.dcm and 3.dcm"),
+        ("error", "normal/two", "found 2 DICOM series"),
         ("warning", "the data set", "mixes grey and colour images"),
         ("warning", "the data set", "mixes images and volumes"),
         ("warning", "the data set", "mixes data types"),
@@ -219,36 +259,95 @@ def test_patients_in_two_splits_are_an_error(tmp_path):
     ]
 
 
+def test_patients_of_a_folder_on_both_sides_are_an_error(tmp_path):
+    for place in ("normal/ann", "normal/bob", "normal/cem", "test/good/dan", "test/lesion/ann"):
+        put(tmp_path / place / "0.png")
+        put(tmp_path / place / "1.png")
+    settings = config(tmp_path)
+    settings.validation_fraction = 0.0
+    assert [(p.level, p.where, p.what) for p in examine(settings).problems] == [
+        ("error", "patient ann/", "is in train and in test.")
+    ]
+
+
 def test_dicom_headers_tell_patients_apart(tmp_path):
-    pydicom = pytest.importorskip("pydicom")
-
-    def write(name, patient):
-        data = pydicom.Dataset()
-        data.file_meta = pydicom.dataset.FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        data.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
-        data.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-        image = picture()
-        data.Rows, data.Columns = image.shape
-        data.SamplesPerPixel, data.PixelRepresentation = 1, 0
-        data.BitsAllocated, data.BitsStored, data.HighBit = 8, 8, 7
-        data.PhotometricInterpretation = "MONOCHROME2"
-        data.PixelData, data.PatientID = image.tobytes(), patient
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data.save_as(path, enforce_file_format=True)
-
     def problems():
         settings = config(tmp_path)
         settings.validation_fraction = 0.0
         return [(Path(p.where).name, p.what) for p in examine(settings).problems]
 
     for name, patient in [("normal/0", "A"), ("normal/1", "B"), ("test/good/2", "B")]:
-        write(f"{name}.dcm", patient)
+        put_dicom(tmp_path / f"{name}.dcm", PatientID=patient)
     assert problems() == [("2.dcm", "of test has the patient id of 1.dcm in train.")]
     for name in ("normal/0", "normal/1", "test/good/2"):
-        write(f"{name}.dcm", "anonymous")
+        put_dicom(tmp_path / f"{name}.dcm", PatientID="anonymous")
     assert problems() == []
+
+
+def test_normal_by_its_table_and_abnormal_by_its_mask(tmp_path):
+    for name in "abcd":
+        put(tmp_path / f"{name}.png")
+    put(tmp_path / "m.png", square())
+    rows = ["file,split,kind,mask", "a.png,train,,", "b.png,train,,"]
+    rows += ["c.png,test,normal,m.png", "d.png,test,dent,m.png"]
+    (tmp_path / "cases.csv").write_text("\n".join(rows))
+    found = examine(config(tmp_path / "cases.csv"))
+    assert [(p.level, Path(p.where).name, p.what) for p in found.problems] == [
+        ("error", "c.png", "is listed as normal, but its mask is not empty.")
+    ]
+
+
+def test_what_no_reader_here_lets_through(monkeypatch):
+    def entry(name, channels=1):
+        image = np.stack([picture() for _ in range(channels)], axis=-1)
+        return Entry(name, lambda: Case(name, image, Geometry((1.0, 1.0)), label=0))
+
+    train, test = [entry("a"), entry("b"), entry("a")], [entry("a"), entry("c", channels=2)]
+    made = DataSet("made", train=train, validation=[], test=test)
+    monkeypatch.setattr(doctor, "load_dataset", lambda config: made)
+    assert [tuple(problem) for problem in examine(config("")).problems] == [
+        ("error", "c", "has 2 channels; expected 1 or 3."),
+        ("error", "a", "is the name of 2 cases in train."),
+    ]
+
+
+# What is forbidden, and the bits of a folder that forbid it.
+DENIED = {"stat": 0o600, "scandir": 0o300}
+
+
+@pytest.mark.parametrize("function", DENIED)
+@pytest.mark.parametrize("how", ["bits", "told"])
+@pytest.mark.parametrize("place", ["", "normal/sub", "ground_truth/dent"])
+def test_folders_that_cannot_be_opened(clean, monkeypatch, function, how, place):
+    put(clean / "normal" / "sub" / "0.png")
+    (clean / "cases.csv").write_text("file,split\nnormal/0.png,train\nnormal/1.png,train\n")
+    closed = clean / place
+    if how == "bits":
+        if os.geteuid() == 0:
+            pytest.skip("permission bits do not bind root")
+        closed.chmod(DENIED[function])
+    else:
+        own = getattr(os, function)
+
+        def refusing(path, *args, **options):
+            inside = isinstance(path, (str, Path)) and str(path).startswith(f"{closed}/")
+            if inside if function == "stat" else str(path) == str(closed):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return own(path, *args, **options)
+
+        monkeypatch.setattr(os, function, refusing)
+    try:
+        found = examine(config(clean))
+        if closed == clean and function == "stat":
+            with pytest.raises(InputError, match="Permission denied"):
+                load_dataset(config(clean / "cases.csv"))
+    finally:
+        closed.chmod(0o700)
+    told = [problem for problem in found.problems if "(Permission denied)" in problem.what]
+    assert {(problem.level, Path(problem.where)) for problem in told} == {("error", closed)}
+    assert told[-1].what == "cannot be opened (Permission denied)."
+    if function == "stat" or place == "normal/sub":  # the others need not be listed to load
+        assert told[0].what.startswith("found a folder that cannot be opened")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real images are not here")

@@ -117,6 +117,28 @@ def test_folder_keeps_sub_folders_together_and_ids_apart(tmp_path):
     assert not patients(data.train) & patients(data.validation)
 
 
+def test_folder_knows_the_patients_of_training_in_the_test_split(tmp_path):
+    def names(**folders):
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        for place, images in folders.items():
+            for image in images.split():
+                put(root / place.replace("_", "/") / f"{image}.png")
+        data = folder(root, validation_fraction=0.0)
+        return patients(data.train), sorted(entry.load().patient for entry in data.test)
+
+    people = "ann/0 ann/1 bob/0 bob/1"
+    train, test = names(normal=people, test_good="0 bob/x/0", test_lesion="ann/0 ann/1 eve/0")
+    assert train == {"ann/", "bob/"}
+    assert test == ["ann/", "ann/", "bob/", "eve/", "test/good-0"]
+    # One sub-folder is a patient only where training has it.
+    assert names(normal=people, test_lesion="ann/0 ann/1")[1] == ["ann/", "ann/"]
+    assert names(normal=people, test_lesion="x/0 x/1")[1] == ["test/lesion-x-0", "test/lesion-x-1"]
+    train, test = names(normal="ann/0 ann/1", test_lesion="ann/0")
+    assert (train, test) == ({"ann-0", "ann-1"}, ["test/lesion-ann-0"])
+    train, test = names(normal="0 1", test_good="0", test_lesion="0 1")
+    assert (train, test) == ({"0", "1"}, ["test/good-0", "test/lesion-0", "test/lesion-1"])
+
+
 def test_folder_of_two_has_no_validation(tmp_path):
     for index in range(2):
         put(tmp_path / "normal" / f"{index}.png")
@@ -223,6 +245,13 @@ def test_mood_that_cannot_be_used(mood_root):
     for path in sorted((mood_root / "brain" / "brain_train").iterdir())[1:]:
         path.unlink()
     with pytest.raises(InputError, match="brain_train: found 1 volume; expected at least 2"):
+        mood(mood_root, region="brain")
+
+
+@pytest.mark.parametrize("place", ["brain_train", "toy"])
+def test_mood_volumes_of_one_name(mood_root, place):
+    put(mood_root / "brain" / place / "x" / "00001.nii.gz", shape=(9, 8, 7))
+    with pytest.raises(InputError, match=r"00001\.nii\.gz: found a second file of that name"):
         mood(mood_root, region="brain")
 
 

@@ -173,6 +173,9 @@ def test_series_that_cannot_be_used(tmp_path):
     with pytest.raises(InputError, match="broken data"):
         read_image(folder)
     broken("big", "big: found an image of 36000000000 bytes", Rows=60000, Columns=60000)
+    sizes = {"Rows": 60000, "Columns": 60000, "BitsAllocated": 32}
+    broken("deep", "deep: found an image of 72000000000 bytes", **sizes)
+    broken("scaled", "scaled: found an image of 72000000000 bytes", **sizes, RescaleSlope=2)
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR DS")
@@ -206,6 +209,39 @@ def test_single_image_values_and_spacing(tmp_path):
     signed = PIXELS.astype(np.int16) - 2048
     image = read_image(write(path, signed, PhotometricInterpretation="MONOCHROME1")).image
     assert_array_equal(image[..., 0], -1 - signed)
+
+
+@pytest.mark.parametrize("way", ["single", "series", "frames"])
+def test_dark_is_high_and_values_are_rescaled(tmp_path, way):
+    fields = {"PhotometricInterpretation": "MONOCHROME1"}
+    scale = {"RescaleSlope": 2, "RescaleIntercept": -1024}
+
+    def read(**fields):
+        if way == "series":
+            return read_image(write_series(tmp_path, **fields)).image[..., 0]
+        pixels = VOLUME[:1] if way == "single" else VOLUME
+        path = write(tmp_path / "a.dcm", pixels, **fields, NumberOfFrames=len(pixels))
+        return read_image(path).image[..., 0]
+
+    stored = VOLUME[0] if way == "single" else VOLUME
+    plain = read(**fields)
+    assert plain.dtype == np.uint16
+    assert_array_equal(plain, 4095 - stored)
+    # The order of output values is turned round; their range stays that of the stored ones.
+    scaled = read(**fields, **scale)
+    assert scaled.dtype == np.float32
+    assert_array_equal(scaled, (4095 - stored) * 2.0 - 1024)
+
+
+def test_stored_values_of_32_bits(tmp_path):
+    wide = {"BitsAllocated": 32, "BitsStored": 32, "HighBit": 31}
+    large = VOLUME.astype(np.uint32) << 9
+    for index, pixels in enumerate(large):
+        where = {**place(index), "PixelSpacing": [1, 1], "SeriesInstanceUID": "1.2"}
+        write(tmp_path / f"{index}.dcm", pixels, **wide, **where)
+    image = read_image(tmp_path).image
+    assert image.dtype == np.float32
+    assert_array_equal(image[..., 0], large)
 
 
 def test_frames_of_one_file(tmp_path):
@@ -322,6 +358,17 @@ def test_a_folder_of_series_trains_and_tests(tmp_path):
     (case,) = [entry.load() for entry in data.test]
     assert_array_equal(case.image[..., 0], VOLUME)
     assert_array_equal(case.mask, want)
+    assert case.patient == "test/lesion-eve"
+    # A series' own folder is a sub-folder too.
+    write_series(tmp_path / "test" / "lesion" / "ann")
+    assert [entry.load().patient for entry in read_folder(tmp_path).test] == ["ann/", "eve/"]
+    write_series(tmp_path / "normal", suffix="")
+    assert "normal" in {
+        e.load().patient for e in read_folder(tmp_path, validation_fraction=0).train
+    }
+    write_series(tmp_path / "test")
+    with pytest.raises(InputError, match="found an image directly in test/"):
+        read_folder(tmp_path)
     home = tmp_path / "normal" / "ann"
     assert list_inputs(home) == [home / "scan"]
     assert output_names([home / "scan"], home) == ["scan"]
@@ -423,6 +470,13 @@ def test_dicom_that_cannot_be_used(tmp_path):
     write(path, PIXELS, PhotometricInterpretation="PALETTE COLOR")
     with pytest.raises(InputError, match="PALETTE COLOR"):
         read_image(path)
+    # A table from stored to output values, which nothing here applies.
+    table = group(LUTDescriptor=[4096, 0, 16], ModalityLUTType="US", LUTData=bytes(8192))
+    write(path, PIXELS, ModalityLUTSequence=table)
+    write_series(tmp_path / "series", ModalityLUTSequence=table)
+    for one in (path, tmp_path / "series"):
+        with pytest.raises(InputError, match="found a table of output values"):
+            read_image(one)
 
 
 def test_without_pydicom_the_extra_is_named(tmp_path, monkeypatch):

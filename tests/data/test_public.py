@@ -6,6 +6,7 @@ import gzip
 import cv2
 import layouts
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -87,6 +88,16 @@ def test_jsrt_table_with_any_line_ends_and_gaps(tmp_path, end, gap):
     assert jsrt.read_nodules(path) == {"JPCLN007": (2, 12.5, 30.0, 41.0)}
 
 
+def test_jsrt_lines_of_one_film(tmp_path):
+    path = tmp_path / "CLNDAT_EN.txt"
+    line = "JPCLN007.IMG\t2\t12.5\t?\tFemale\t30\t41\tbenign\r"
+    path.write_text(2 * line + line.replace("\t30", "\t?"))
+    assert jsrt.read_nodules(path) == {"JPCLN007": (2, 12.5, 30.0, 41.0)}
+    path.write_text(line + line.lower().replace("\t30", "\t31"))
+    with pytest.raises(InputError, match="found two lines for JPCLN007 that differ"):
+        jsrt.read_nodules(path)
+
+
 def test_jsrt_films_that_cannot_be_right(tmp_path):
     root = layouts.jsrt(tmp_path, SMALL)
     path = root / "films" / "JPCNN001.IMG"
@@ -114,8 +125,8 @@ def test_chestxray14_follows_its_lists(tmp_path):
     want[4:9, 5:12] = True
     assert_array_equal(boxed.mask, want)
     assert boxed.kind == "Mass"
-    # Of the published image: the original's 2048 columns of 0.1 mm, and 4096 rows of 0.2 mm.
-    assert_allclose(boxed.geometry.spacing_mm, (0.2 * 4, 0.1 * 2))
+    # The original's 4096 rows of 0.2 mm and 2048 columns of 0.1 mm on 24 x 30 pixels.
+    assert_allclose(boxed.geometry.spacing_mm, (0.2 * 4096 / 24, 0.1 * 2048 / 30))
     assert cases["00000015_000"].mask is None
     assert not cases["00000012_000"].mask.any()
     assert loaded(data.train + data.validation)["00000004_000"].image.shape == (24, 30, 1)
@@ -130,6 +141,15 @@ def test_chestxray14_follows_its_lists(tmp_path):
     assert {case.patient for case in loaded(women.train + women.validation).values()} == {
         "0", "2", "4",
     }  # fmt: skip
+
+
+def test_chestxray14_of_the_published_size(tmp_path):
+    root = layouts.chestxray14(tmp_path)
+    layouts.put(root / "images" / "00000013_000.png", layouts.picture(13, (1024, 1024)))
+    case = loaded(read("chestxray14", root).test)["00000013_000"]
+    rows, columns = np.nonzero(case.mask)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (171, 383, 171, 409)
+    assert_allclose(case.geometry.spacing_mm, (0.2 * 4, 0.1 * 2))
 
 
 def test_chestxray14_without_lists_and_with_broken_ones(tmp_path):
@@ -269,6 +289,22 @@ def test_lidc_trains_clear_of_every_mark(lidc_root):
         patient = int(case.patient[-4:])
         want = np.clip(layouts.lidc_pixels(patient)[kept].astype(int) - 1024, -1000, 400)
         assert_array_equal(case.image[..., 0], want)
+
+
+def test_lidc_marks_lie_where_their_slices_do_in_any_orientation(tmp_path, lidc_root):
+    upright, turned = read("lidc", lidc_root), read("lidc", layouts.lidc(tmp_path))
+    for entry in (turned.test[0], turned.train[0]):
+        for path in entry.paths[0].glob("*.dcm"):
+            header = pydicom.dcmread(path)
+            # Columns run up: the normal, along which slices are sorted, points down.
+            header.ImageOrientationPatient = [1, 0, 0, 0, -1, 0]
+            header.save_as(path)
+    for entry, other in ((upright.test[0], turned.test[0]), (upright.train[0], turned.train[0])):
+        case, again = entry.load(), other.load()
+        assert case.case_id == again.case_id
+        assert_array_equal(again.image, case.image[::-1])
+        assert_array_equal(again.mask, case.mask[::-1])
+    assert_allclose(again.positions, [10 / 11, 1])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from caal_jax.data.case import Case, Entry, Geometry
 from caal_jax.data.facts import intensity_range, match_channels
 from caal_jax.data.letterbox import letterbox
 from caal_jax.data.slices import SliceBank
+from caal_jax.data.spool import Spool
 from caal_jax.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -204,17 +205,16 @@ def test_too_few_cases():
         SliceBank.build([two, entry(picture(), "a")], image_size=8)
 
 
-def test_large_bank_is_the_same_on_disk(volumes, tmp_path):
+def test_large_bank_is_the_same_on_disk(volumes, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"more than 3000 bytes.*give a cache_dir"):
         bank_of(volumes, max_bytes=3000)
-    cache, waiting = tmp_path / "cache", []
-
-    def look(done, total):
-        waiting.append(len(list(cache.rglob("*.npy"))))
-
-    disk = bank_of(volumes, max_bytes=3000, cache_dir=cache, progress=look)
+    cache, lengths, append = tmp_path / "cache", [], Spool.append
+    monkeypatch.setattr(
+        Spool, "append", lambda spool, array: append(spool, array) or lengths.append(len(array))
+    )
+    disk = bank_of(volumes, max_bytes=3000, cache_dir=cache)
     # 256 bytes a slice: the first two cases are 3584, so all but the first wait on disk.
-    assert waiting == [0, 1, 2, 3]
+    assert lengths == [9, 4, 7]
     memory = bank_of(volumes)
     assert [path.name for path in cache.iterdir()] == ["slices.npy"]
     assert_array_equal(disk.images, memory.images)

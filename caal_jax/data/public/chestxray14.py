@@ -3,6 +3,8 @@
 import re
 from collections import defaultdict
 
+import numpy as np
+
 from caal_jax.data.case import DataSet
 from caal_jax.data.public.tables import numbers, read_table, read_text
 from caal_jax.data.public.truth import amend, box_mask
@@ -12,7 +14,7 @@ from caal_jax.errors import InputError
 
 LAYOUT = "Point it at the folder with Data_Entry_2017.csv and the unpacked images/."
 TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
-SIDE = 1024  # pixels; boxes are given on this grid
+SIDE = 1024  # pixels of a published image; boxes are given on this grid
 TEST_SHARE_OF_PATIENTS = 0.2
 ADULT, OLDEST = 18, 120  # years; the table holds ages of several hundred
 
@@ -21,8 +23,8 @@ def chestxray14(root, *, sex="all", validation_fraction=0.2, seed=0):
     """ChestX-ray14 in its public layout (Wang et al., CVPR 2017).
 
     root: the folder with Data_Entry_2017.csv (or its 2020 version), images at any depth, and where
-    they are there train_val_list.txt, test_list.txt and BBox_List_2017.csv. Without the lists 20 %
-    of the patients are test patients.
+    they are there test_list.txt and BBox_List_2017.csv. Without the list 20 % of the patients are
+    test patients. Images may be resized copies, whole ones: boxes and spacing follow their size.
     Only posterior-anterior images of adults (over 18) are used, as PII and NSA did. sex: "M", "F"
     or "all". Training: "No Finding". Test: these and all findings; boxes are the truth where there
     are any, otherwise an image counts for image scores only. `kind` is the first finding.
@@ -60,7 +62,7 @@ def chestxray14(root, *, sex="all", validation_fraction=0.2, seed=0):
             kind=kind or "normal",
         )
         drawn = boxes.get(name) if kind else None
-        mask = (lambda shape: box_mask(shape, drawn)) if drawn else None
+        mask = (lambda shape: box_mask(shape, _on_grid(drawn, shape))) if drawn else None
         return amend(one, mask=mask, spacing_mm=_spacing_mm(row))
 
     return DataSet(
@@ -151,11 +153,17 @@ def _finding(row):
     return "" if first == "No Finding" else first or "unknown"
 
 
+def _on_grid(boxes, shape):
+    """Boxes of the published image in pixels of a copy of it with the shape (H, W)."""
+    height, width = shape
+    return np.array(boxes) * (width, height, width, height) / SIDE
+
+
 def _spacing_mm(row):
-    """(row, column) size of a pixel of the published 1024 x 1024 image, None if not known."""
+    """A function from an image's shape (H, W) to its (row, column) size of a pixel, or None."""
     names = ("OriginalImagePixelSpacing[x", "y]", "OriginalImage[Width", "Height]")
     found = numbers(" ".join(row.get(name, "") for name in names), 4)
     if not found or min(found) <= 0:
         return None
     x, y, width, height = found
-    return y * height / SIDE, x * width / SIDE
+    return lambda shape: (y * height / shape[0], x * width / shape[1])

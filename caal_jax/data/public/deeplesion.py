@@ -39,9 +39,10 @@ def deeplesion(root):
     """DeepLesion in its public layout (Yan et al., J Med Imaging 5, 2018), 2-D slices.
 
     root: the folder with DL_info.csv and, at any depth, series folders <patient>_<study>_<series>.
-    Follows the publishers' split by patient. Test: the key slices with all their boxes, and of
-    every series the slice furthest from a lesion. Training and validation: slices further from
-    each lesion of their series than 15 mm and than its long diameter. `kind` is the coarse type.
+    Follows the publishers' split by patient. Test: the key slices with all their boxes but those
+    marked as possibly noisy, and of every series the slice furthest from a lesion. Training and
+    validation: slices further from each lesion of their series, noisy or not, than 15 mm and than
+    its long diameter. `kind` is the coarse type.
     Values are HU as int16, cut to -1024 .. 3071 (stored values minus 32768).
     Raises: InputError if the table is missing or broken, a patient is in two parts of the split,
     or fewer than two patients can be trained on.
@@ -57,10 +58,10 @@ def deeplesion(root):
         far = _far_slices(lesions, os.listdir(folders[name]))
         if part == 3:
             far = far[-1:]
-            keys = sorted({lesion["slice"] for lesion in lesions if not lesion["noisy"]})
+            clean = [lesion for lesion in lesions if not lesion["noisy"]]
             parts[3] += [
-                _entry(folders[name], number, [one for one in lesions if one["slice"] == number])
-                for number in keys
+                _entry(folders[name], number, [one for one in clean if one["slice"] == number])
+                for number in sorted({lesion["slice"] for lesion in clean})
             ]
         parts[part] += [_entry(folders[name], number, lesions, normal=True) for number in far]
         patients |= {name[:6]} if part == 1 and far else set()
@@ -151,8 +152,12 @@ def _entry(home, number, lesions, normal=False):
         label=int(not normal),
         kind="normal" if normal else lesions[0]["kind"],
     )
-    mask = None if normal else lambda shape: box_mask(shape, boxes)
-    return amend(entry, mask=mask, spacing_mm=lesions[0]["spacing_mm"], convert=to_hounsfield)
+    return amend(
+        entry,
+        mask=None if normal else lambda shape: box_mask(shape, boxes),
+        spacing_mm=lambda shape: lesions[0]["spacing_mm"],
+        convert=to_hounsfield,
+    )
 
 
 def to_hounsfield(image):

@@ -68,6 +68,7 @@ def read_nodules(path):
 
     Copies of the table differ in line ends and separators, so only file names and the order of
     the fields are relied on: subtlety, size, age, sex, x, y. Unknown ages (?) do not matter.
+    Raises: InputError as `read_text`, or for two usable lines of one film that differ.
     """
     nodules = {}
     pieces = re.split(r"(JPCLN\d{3})(?:\.IMG)?", read_text(path), flags=re.IGNORECASE)
@@ -78,8 +79,15 @@ def read_nodules(path):
             found = int(subtlety), float(size_mm), float(x), float(y)
         except ValueError:
             continue
-        if 1 <= found[0] <= 5 and found[1] > 0 and max(found[2:]) < SIDE:
-            nodules[name.upper()] = found
+        if not (1 <= found[0] <= 5 and found[1] > 0 and max(found[2:]) < SIDE):
+            continue
+        if nodules.setdefault(name.upper(), found) != found:
+            raise InputError(
+                path,
+                found=f"two lines for {name.upper()} that differ",
+                expected="each film once",
+                remedy="Delete the wrong one.",
+            )
     return nodules
 
 

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from caal_jax.data.case import DataSet, Entry
+from caal_jax.data.dicom import sort_series
 from caal_jax.data.readers import (
     dicom_files,
     existing_folder,
@@ -228,27 +229,29 @@ def _slices(folder, series):
     """SOP UIDs (a list) and z in mm (N,) of the slices of a series, in the order of its volume."""
     import pydicom
 
-    wanted = ["SOPInstanceUID", "SeriesInstanceUID", "ImagePositionPatient"]
-    found = []
-    for path in _slice_files(folder):
+    wanted = ["SOPInstanceUID", "SeriesInstanceUID"]
+    wanted += ["ImagePositionPatient", "ImageOrientationPatient"]
+    paths, headers, z_mm = _slice_files(folder), [], []
+    for path in paths:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=wanted)
-            own, z_mm = header.SeriesInstanceUID, float(header.ImagePositionPatient[2])
+            own = header.SeriesInstanceUID
+            z_mm.append(float(header.ImagePositionPatient[2]))
         except Exception as error:  # as broken files raise nearly every built-in exception
             raise _broken(path, f"a broken header ({error})", "a CT slice") from error
         if series not in ("", own):
             raise _broken(folder, f"slices of the series {own}", series)
-        found.append((z_mm, str(header.get("SOPInstanceUID", ""))))
-    found.sort()
-    return [uid for _, uid in found], np.array([z for z, _ in found])
+        headers.append(header)
+    order, *_ = sort_series(folder, paths, headers)
+    return [str(headers[at].get("SOPInstanceUID", "")) for at in order], np.array(z_mm)[order]
 
 
 def _marked(xml, outlines, uids, z_mm, shape):
     """{slice index: its outlines}; slices are found by UID, or else by position."""
     index_of = {uid: index for index, uid in enumerate(uids)}
-    half = np.median(np.diff(z_mm)) / 2 if len(z_mm) > 1 else CLEARANCE_MM
+    half = np.median(np.abs(np.diff(z_mm))) / 2 if len(z_mm) > 1 else CLEARANCE_MM
     marked = defaultdict(list)
     for outline in outlines:
         nearest = int(np.abs(z_mm - outline.z_mm).argmin())

@@ -16,14 +16,14 @@ def read_text(path):
 
     Raises: InputError if the file is missing, damaged, larger than 1 GiB or not a text.
     """
-    if not path.is_file():
-        raise InputError(
-            path,
-            found="no such file",
-            expected="a table of images",
-            remedy="Check the path; a published table comes from where the images came from.",
-        )
     try:
+        if not path.is_file():
+            raise InputError(
+                path,
+                found="no such file",
+                expected="a table of images",
+                remedy="Check the path; a published table comes from where the images came from.",
+            )
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:

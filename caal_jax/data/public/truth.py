@@ -29,8 +29,8 @@ def disc_mask(shape, *, x, y, radius_px):
 def amend(entry, *, mask=None, spacing_mm=None, convert=None):
     """An entry whose case gets what only a table knows.
 
-    mask: a function from the image's shape (H, W) to its mask; spacing_mm: (row, column) size of a
-    pixel; convert: a function of the whole image.
+    mask, spacing_mm: functions from the image's shape (H, W) to its mask and to the (row, column)
+    size of a pixel; convert: a function of the whole image.
     """
 
     def load():
@@ -40,7 +40,8 @@ def amend(entry, *, mask=None, spacing_mm=None, convert=None):
         if mask is not None:
             case = dataclasses.replace(case, mask=mask(case.image.shape[:-1]))
         if spacing_mm is not None:
-            geometry = dataclasses.replace(case.geometry, spacing_mm=tuple(spacing_mm))
+            spacing = tuple(spacing_mm(case.image.shape[:-1]))
+            geometry = dataclasses.replace(case.geometry, spacing_mm=spacing)
             case = dataclasses.replace(case, geometry=geometry)
         return case
 

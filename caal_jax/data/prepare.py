@@ -56,7 +56,8 @@ class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
     """TFDS builder of any `PublicSet`: array_record files, without TensorFlow.
 
     Parts of the data set are written by several processes into `.parts` beside the final folder,
-    each whole or not at all, and moved into place when all are there.
+    each whole or not at all. When all are there, the final folder gets links to them, so that
+    whatever fails until it stands under its name costs none.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -91,7 +92,7 @@ class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
         skipped = [message for facts in done for message in facts["skipped"]]
         check_parts(plan, done, skipped)
         target = Path(self.data_dir)
-        splits, lines, sums, sizes = [], [], {}, {}
+        splits, lines, shards, sums, sizes = [], [], {}, {}, {}
         for split in SPLITS:
             own = [(part, facts) for part, facts in zip(plan, done, strict=True)]
             own = [(part, facts) for part, facts in own if part[0] == split and facts["lines"]]
@@ -100,7 +101,7 @@ class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
             template, first = self._get_filename_template(split), 0
             for shard, (part, facts) in enumerate(own):
                 name = Path(template.sharded_filepath(shard_index=shard, num_shards=len(own))).name
-                os.replace(part_file(self.parts, part), target / name)
+                shards[name] = part_file(self.parts, part)
                 sums[name], sizes[name] = facts["sha256"], facts["num_bytes"]
                 for line in facts["lines"]:
                     lines.append({"split": split, "first_record": first, **line})
@@ -131,6 +132,8 @@ class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
         sums |= {name: sha256(target / name) for name in (CASES, ABOUT)}
         files.write_text(target / SUMS, "".join(f"{s}  {name}\n" for name, s in sums.items()))
         self.info.set_splits(tfds.core.SplitDict(splits))
+        for name, path in shards.items():
+            link_or_copy(path, target / name)
 
     def _write(self, dataset, todo):
         if self._beam_options is None:
@@ -188,20 +191,20 @@ def prepare(name, source, output, *, processes=1, beam_options=None):
         beam_options=beam_options,
     )
     folder = Path(builder.data_path)
+    leftovers = [builder.parts] + [inner] * (inner != source)
     if (folder / INFO).is_file():
         verify(folder)
         print(f"{folder}: already prepared; every checksum agrees")
+        remove(leftovers)  # of a run that was killed when its folder stood
         return folder
     try:
         with files.lock(builder.parts.parent):
-            for left in builder.parts.parent.glob("incomplete.*"):
-                shutil.rmtree(left)  # of a run that was killed while it moved its parts
+            # Of a run that was killed while it filled its folder.
+            remove(builder.parts.parent.glob("incomplete.*"))
             if inner != source:
                 unpack(source, inner)
             builder.download_and_prepare()
-            shutil.rmtree(builder.parts)
-            if inner != source:
-                shutil.rmtree(inner)
+            remove(leftovers)
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -212,6 +215,11 @@ def prepare(name, source, output, *, processes=1, beam_options=None):
             remedy="Make room and repeat the command; finished parts are kept.",
         ) from error
     return folder
+
+
+def remove(folders):
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def load(name, variant, source):
@@ -249,6 +257,14 @@ def claim_parts(folder, job, dataset):
         shutil.rmtree(folder)
     files.folder(folder)
     files.write_text(stamp, wanted)
+
+
+def link_or_copy(path, target):
+    """A second name for a file, or a copy where the file system has no hard links."""
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
 
 
 def part_file(folder, part):

@@ -1,6 +1,7 @@
 """Public downloads into records and back: complete, restartable, checked, and fit to train on."""
 
 import dataclasses
+import errno
 import json
 import os
 import sys
@@ -388,6 +389,63 @@ def test_a_full_disk_leaves_nothing_half_valid(tmp_path, films, monkeypatch):
     with pytest.raises(InputError, match=r"No space left on device.*finished parts are kept"):
         prepare.prepare("jsrt", films, tmp_path / "out")
     assert not (tmp_path / "out" / "jsrt" / "1.0.0").exists()
+
+
+@pytest.mark.parametrize("full", ["part", "cases.jsonl", "link", "dataset_info.json"])
+def test_a_full_disk_costs_no_finished_part(tmp_path, films, monkeypatch, full):
+    whole = contents(prepare.prepare("jsrt", films, tmp_path / "whole"))
+    write, writer, link, info = (
+        files.write_text,
+        prepare.ArrayRecordWriter,
+        os.link,
+        tfds.core.DatasetInfo.write_to_directory,
+    )
+    calls = []
+
+    def run_out(name, path):
+        calls.extend([name] * (name == full))
+        if name == full and (name != "link" or len(calls) == 2):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    def third_to_full(path, options):
+        calls.append("part")
+        return writer("/dev/full" if len(calls) == 3 else path, options)
+
+    with monkeypatch.context() as patch:
+        if full == "part":
+            patch.setattr(prepare, "ArrayRecordWriter", third_to_full)
+        patch.setattr(files, "write_text", lambda p, t: (run_out(Path(p).name, p), write(p, t)))
+        patch.setattr(prepare, "link_or_copy", lambda p, t: (run_out("link", t), link(p, t)))
+        patch.setattr(
+            tfds.core.DatasetInfo,
+            "write_to_directory",
+            lambda *args: (run_out("dataset_info.json", args[1]), info(*args)),
+        )
+        with pytest.raises(InputError, match=r"No space left on device.*finished parts are kept"):
+            prepare.prepare("jsrt", films, tmp_path / "out")
+    parts = tmp_path / "out" / "jsrt" / ".parts"
+    assert len(list(parts.glob("*.array_record"))) == (2 if full == "part" else 5)
+    if full != "part":
+        monkeypatch.setattr(prepare, "ArrayRecordWriter", None)  # nothing is left to write
+    assert contents(prepare.prepare("jsrt", films, tmp_path / "out")) == whole
+    assert {path.name for path in parts.parent.iterdir()} == {"1.0.0", ".lock"}
+
+
+def test_parts_are_copied_where_there_are_no_hard_links(tmp_path, films, monkeypatch):
+    whole = contents(prepare.prepare("jsrt", films, tmp_path / "whole"))
+
+    def refuse(path, target):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(target))
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert contents(prepare.prepare("jsrt", films, tmp_path / "out")) == whole
+
+
+def test_what_a_kill_left_beside_a_finished_folder_goes(tmp_path, films):
+    folder = prepare.prepare("jsrt", films, tmp_path / "out")
+    (folder.parent / ".parts").mkdir()
+    prepare.prepare("jsrt", films, tmp_path / "out")
+    assert {path.name for path in folder.parent.iterdir()} == {"1.0.0", ".lock"}
 
 
 def test_archives_are_unpacked_once(tmp_path, films):

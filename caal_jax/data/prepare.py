@@ -35,7 +35,6 @@ from caal_jax.data.public import find_set
 from caal_jax.data.records import (
     ABOUT,
     CASES,
-    INFO,
     REMEDY,
     SUMS,
     VERSION,
@@ -49,6 +48,7 @@ from caal_jax.errors import InputError
 
 # A part is what a stopped run loses at most, and one file in the end.
 CASES_PER_PART, MAX_PARTS = 16, 1024
+PARTS = ".parts"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
@@ -69,7 +69,7 @@ class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
         config = tfds.core.BuilderConfig(name=variant, version=VERSION) if variant else None
         super().__init__(data_dir=output, config=config)
         self.info.set_file_format("array_record")
-        self.parts = Path(self.data_path).parent / ".parts"
+        self.parts = Path(self.data_path).with_name(PARTS)
 
     def _info(self):
         return tfds.core.DatasetInfo(
@@ -129,9 +129,12 @@ class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
         }
         files.write_text(target / CASES, "".join(json.dumps(line) + "\n" for line in lines))
         files.write_text(target / ABOUT, json.dumps(about, indent=1))
-        sums |= {name: sha256(target / name) for name in (CASES, ABOUT)}
-        files.write_text(target / SUMS, "".join(f"{s}  {name}\n" for name, s in sums.items()))
         self.info.set_splits(tfds.core.SplitDict(splits))
+        # The base class writes the same once more; here it is for the checksums.
+        self.info.download_size = 0
+        self.info.write_to_directory(target)
+        sums |= {path.name: sha256(path) for path in sorted(target.iterdir())}
+        files.write_text(target / SUMS, "".join(f"{s}  {name}\n" for name, s in sums.items()))
         for name, path in shards.items():
             link_or_copy(path, target / name)
 
@@ -182,6 +185,13 @@ def prepare(name, source, output, *, processes=1, beam_options=None):
     inner = source
     if is_archive(source):
         inner = output / name / f".unpacked-{source.stat().st_size}-{source.name}"
+    folder = output / name / variant / VERSION
+    leftovers = [folder.with_name(PARTS)] + [inner] * (inner != source)
+    if folder.is_dir():
+        verify(folder)
+        print(f"{folder}: already prepared; every checksum agrees")
+        remove(leftovers)  # of a run that was killed when its folder stood
+        return folder
     builder = PublicBuilder(
         public_set,
         variant,
@@ -190,17 +200,10 @@ def prepare(name, source, output, *, processes=1, beam_options=None):
         processes=processes,
         beam_options=beam_options,
     )
-    folder = Path(builder.data_path)
-    leftovers = [builder.parts] + [inner] * (inner != source)
-    if (folder / INFO).is_file():
-        verify(folder)
-        print(f"{folder}: already prepared; every checksum agrees")
-        remove(leftovers)  # of a run that was killed when its folder stood
-        return folder
     try:
-        with files.lock(builder.parts.parent):
+        with files.lock(folder.parent):
             # Of a run that was killed while it filled its folder.
-            remove(builder.parts.parent.glob("incomplete.*"))
+            remove(folder.parent.glob("incomplete.*"))
             if inner != source:
                 unpack(source, inner)
             builder.download_and_prepare()
@@ -405,17 +408,27 @@ def check_parts(plan, done, skipped):
 
 
 def verify(folder):
-    """Compares every file with its checksum. Raises `InputError` for one that differs."""
-    for line in (folder / SUMS).read_text().splitlines():
-        wanted, _, name = line.partition("  ")
+    """Compares every file with its checksum.
+
+    Raises: InputError for one that differs, and where the checksums are missing or cut short.
+    """
+    path = folder / SUMS
+    try:
+        sums = dict(line.split("  ", 1)[::-1] for line in path.read_text().splitlines())
+    except (OSError, ValueError) as error:
+        raise _unverified(folder, path, f"no checksums ({error})") from error
+    if missing := {CASES, ABOUT} - set(sums):
+        raise _unverified(folder, path, f"no checksum of {min(missing)}")
+    for name, wanted in sums.items():
         path = folder / name
         if not path.is_file() or sha256(path) != wanted:
-            raise InputError(
-                path,
-                found="another checksum" if path.is_file() else "no such file",
-                expected=f"what {SUMS} says",
-                remedy=f"Remove {folder}. {REMEDY}",
-            )
+            found = "another checksum" if path.is_file() else "no such file"
+            raise _unverified(folder, path, found)
+
+
+def _unverified(folder, path, found):
+    expected = "a checksum of every file" if path.name == SUMS else f"what {SUMS} says"
+    return InputError(path, found=found, expected=expected, remedy=f"Remove {folder}. {REMEDY}")
 
 
 def sha256(path):

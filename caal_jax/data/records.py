@@ -175,7 +175,10 @@ class RecordEntry(Entry):
 
 
 class Records:
-    """The decoded examples of a split; its files are opened on first use."""
+    """The decoded examples of a split; its files are opened on first use.
+
+    Raises: InputError then, if the folder's description of them is damaged.
+    """
 
     def __init__(self, folder, split):
         self._folder, self._split = folder, split
@@ -186,8 +189,16 @@ class Records:
 
     @functools.cached_property
     def _source(self):
-        builder = tensorflow_datasets().builder_from_directory(self._folder)
-        return builder.as_data_source(self._split)
+        tfds = tensorflow_datasets()
+        try:
+            return tfds.builder_from_directory(self._folder).as_data_source(self._split)
+        except Exception as error:  # damaged descriptions raise nearly everything in the library
+            raise InputError(
+                self._folder,
+                found=f"records that cannot be opened ({type(error).__name__}: {error})",
+                expected="prepared records",
+                remedy=REMEDY,
+            ) from error
 
 
 def find_prepared(root, name, variant=""):

@@ -294,6 +294,22 @@ def test_damage_is_told(tmp_path, films, capsys):
         load_dataset(config("jsrt", folder))
 
 
+def test_every_file_has_a_checksum(tmp_path, films):
+    folder = prepare.prepare("jsrt", films, tmp_path / "out")
+    for path in folder.iterdir():
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2])
+        with pytest.raises(InputError, match=rf"{path.name}: found (another|no) checksum"):
+            prepare.prepare("jsrt", films, tmp_path / "out")
+        path.write_bytes(data)
+    (folder / "features.json").write_text("{")
+    with pytest.raises(InputError, match=r"cannot be opened \(JSONDecodeError.*Prepare it again"):
+        load_dataset(config("jsrt", folder)).train[0].load()
+    (folder / "SHA256SUMS").unlink()
+    with pytest.raises(InputError, match=r"SHA256SUMS: found no checksums .*No such file"):
+        prepare.prepare("jsrt", films, tmp_path / "out")
+
+
 def test_what_cannot_be_prepared(tmp_path, films):
     out = tmp_path / "out"
     for name, source, message in [

@@ -11,6 +11,7 @@ Beam's local runners have been tried.
 """
 
 import concurrent.futures
+import contextlib
 import errno
 import functools
 import hashlib
@@ -49,6 +50,7 @@ from caal_jax.errors import InputError
 # A part is what a stopped run loses at most, and one file in the end.
 CASES_PER_PART, MAX_PARTS = 16, 1024
 PARTS = ".parts"
+TABLES = (".csv", ".csv.gz", ".txt")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
@@ -88,7 +90,7 @@ class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
         dataset = load(*self._job)
         plan = make_plan(dataset)
         claim_parts(self.parts, self._job, dataset)
-        done = write_parts(self.name, plan, self.parts, lambda todo: self._write(dataset, todo))
+        done = write_parts(dataset, plan, self.parts, lambda todo: self._write(dataset, todo))
         skipped = [message for facts in done for message in facts["skipped"]]
         check_parts(plan, done, skipped)
         target = Path(self.data_dir)
@@ -251,15 +253,47 @@ def make_plan(dataset):
 
 
 def claim_parts(folder, job, dataset):
-    """Makes the folder of parts, or empties one that was begun with other cases."""
+    """Makes the folder of parts, or empties one that was begun with other cases or tables."""
     ids = {split: [entry.case_id for entry in getattr(dataset, split)] for split in SPLITS}
-    wanted = hashlib.sha256(json.dumps([job, ids]).encode()).hexdigest()
+    # What only tables say of a case, such as its boxes, is not in the files that it is read from.
+    tables = [one for one in file_states(Path(job[2])) if one[0].lower().endswith(TABLES)]
+    wanted = hashlib.sha256(json.dumps([job, ids, tables]).encode()).hexdigest()
     stamp = folder / "job"
     if stamp.is_file() and stamp.read_text() != wanted:
-        print(f"{folder}: begun with other cases or another source; starting anew", flush=True)
+        print(f"{folder}: begun with other cases, tables or source; starting anew", flush=True)
         shutil.rmtree(folder)
     files.folder(folder)
     files.write_text(stamp, wanted)
+
+
+def file_states(path):
+    """(path, bytes, time of the last change in ns) of a file or of all below a folder, sorted.
+
+    Hidden files are left out: systems add them to folders that are looked at.
+    """
+    paths = [path]
+    if path.is_dir():
+        paths = []
+        for parent, folders, names in os.walk(path):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            paths += [Path(parent, name) for name in names if not name.startswith(".")]
+    found = []
+    for one in paths:
+        with contextlib.suppress(OSError):  # a link to nowhere
+            state = one.stat()
+            found.append((files.printable(one), state.st_size, state.st_mtime_ns))
+    return sorted(found)
+
+
+def entries_of(dataset, part):
+    split, _, first, last = part
+    return getattr(dataset, split)[first:last]
+
+
+def files_stamp(entries):
+    """A checksum of names, sizes and times of the files that entries are read from."""
+    states = [file_states(path) for entry in entries for path in entry.paths]
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
 
 def link_or_copy(path, target):
@@ -274,16 +308,22 @@ def part_file(folder, part):
     return folder / f"{part[0]}-{part[1]:05d}.array_record"
 
 
-def write_parts(name, plan, folder, run):
+def write_parts(dataset, plan, folder, run):
     """What is known of each part, in order, after `run` has written those that are not there.
 
-    run: from a list of parts to (part, facts) of each as it is finished.
+    A part whose files have changed is written again, and one with skipped cases, since they may
+    be readable now. run: from a list of parts to (part, facts) of each as it is finished.
     """
     known = {part: read_part(folder, part) for part in plan}
+    for part, facts in known.items():
+        if facts and (facts["skipped"] or facts["files"] != files_stamp(entries_of(dataset, part))):
+            known[part] = None
     todo = [part for part in plan if known[part] is None]
     total = sum(last - first for _, _, first, last in plan)
     left = sum(last - first for _, _, first, last in todo)
-    with tqdm(total=total, initial=total - left, desc=f"preparing {name}", unit="case") as bar:
+    with tqdm(
+        total=total, initial=total - left, desc=f"preparing {dataset.name}", unit="case"
+    ) as bar:
         for part, facts in run(todo):
             known[part] = facts
             bar.update(part[3] - part[2])
@@ -325,14 +365,15 @@ def write_loaded(part, job, folder):
 
 def write_part(dataset, name, part, folder):
     """Writes the records of a part, and then what is known of them, which makes it valid."""
-    split, _, first, last = part
+    entries = entries_of(dataset, part)
+    stamp = files_stamp(entries)  # before they are read
     path, dtype = part_file(folder, part), find_set(name).dtype
     serialise = record_serialiser(dtype)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     lines, skipped, count = [], [], 0
     try:
         writer = ArrayRecordWriter(str(partial), writing(dtype))
-        for entry in getattr(dataset, split)[first:last]:
+        for entry in entries:
             try:
                 case = entry.load()
                 line = case_line(case)
@@ -354,6 +395,7 @@ def write_part(dataset, name, part, folder):
     finally:
         partial.unlink(missing_ok=True)
     facts = {
+        "files": stamp,
         "lines": lines,
         "skipped": skipped,
         "num_records": count,

@@ -205,18 +205,60 @@ def test_a_stopped_preparation_goes_on(tmp_path, films, monkeypatch):
 
 
 def test_other_films_start_anew(tmp_path, films, monkeypatch, capsys):
-    def stop(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(prepare, "check_parts", stop)
-    with pytest.raises(KeyboardInterrupt):
-        prepare.prepare("jsrt", films, tmp_path / "out")
-    monkeypatch.undo()
-    monkeypatch.setattr(jsrt, "SIDE", SMALL)
+    stop_before_the_end(monkeypatch, films, tmp_path / "out")
     (films / "films" / "JPCNN001.IMG").unlink()
     folder = prepare.prepare("jsrt", films, tmp_path / "out")
     assert "starting anew" in capsys.readouterr().out
     assert "JPCNN001" not in (folder / "cases.jsonl").read_text()
+
+
+def test_repaired_films_are_read_again(tmp_path, films, monkeypatch, capsys):
+    whole = contents(prepare.prepare("jsrt", films, tmp_path / "whole"))
+    normals = sorted((films / "films").glob("JPCNN*"))
+    saved = {path: path.read_bytes() for path in normals}
+    for path in normals:
+        path.write_bytes(b"short")
+    with pytest.raises(InputError, match=r"0 usable patient.*skipped JPCNN.*Repair"):
+        prepare.prepare("jsrt", films, tmp_path / "out")
+    for path, data in saved.items():
+        path.write_bytes(data)
+    read, seen = jsrt.read_film, []
+    monkeypatch.setattr(jsrt, "read_film", lambda path: (seen.append(path.stem), read(path))[1])
+    assert contents(prepare.prepare("jsrt", films, tmp_path / "out")) == whole
+    # All but the part of the test split that holds two nodules.
+    assert len(seen) == 9 - 2
+    assert "anew" not in capsys.readouterr().out
+
+
+def stop_before_the_end(monkeypatch, films, output):
+    """Leaves finished parts behind."""
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "check_parts", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare.prepare("jsrt", films, output)
+
+
+def test_a_film_that_was_replaced_is_read_again(tmp_path, films, monkeypatch):
+    stop_before_the_end(monkeypatch, films, tmp_path / "out")
+    path = films / "films" / "JPCNN002.IMG"
+    path.write_bytes(bytes(path.stat().st_size))
+    os.utime(path, ns=(0, 0))
+    again = prepare.prepare("jsrt", films, tmp_path / "out")
+    assert contents(again) == contents(prepare.prepare("jsrt", films, tmp_path / "whole"))
+
+
+def test_a_corrected_table_starts_anew(tmp_path, films, monkeypatch, capsys):
+    stop_before_the_end(monkeypatch, films, tmp_path / "out")
+    table = films / "CLNDAT_EN.txt"
+    table.write_bytes(table.read_bytes().replace(b"JPCLN001.IMG\t5", b"JPCLN001.IMG\t4"))
+    os.utime(table, ns=(0, 0))
+    folder = prepare.prepare("jsrt", films, tmp_path / "out")
+    assert "other cases, tables or source; starting anew" in capsys.readouterr().out
+    assert '"subtlety 4"' in (folder / "cases.jsonl").read_text()
 
 
 def test_several_processes_make_the_same_files(tmp_path):

@@ -202,12 +202,37 @@ class Records:
 
 
 def find_prepared(root, name, variant=""):
-    """The folder of prepared records at or below a folder, or None."""
+    """The folder of prepared records at or below a folder, or None.
+
+    variant: the part of the set; with "", records of any part will do where `root` is their folder.
+    Raises: InputError if the records there are those of another set or part, or nothing says which.
+    """
     root, inner = Path(root), Path(variant, VERSION)
     for folder in (root, root / VERSION, root / inner, root / name / inner):
         if (folder / INFO).is_file():
+            _check_identity(folder, name, variant)
             return folder
     return None
+
+
+def _check_identity(folder, name, variant):
+    try:
+        info = json.loads((folder / INFO).read_text())
+        own = (info["name"], info.get("configName", ""))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            folder / INFO,
+            found=f"a damaged description ({error})",
+            expected="what tells the data set",
+            remedy=REMEDY,
+        ) from error
+    if own != (name, variant or own[1]):
+        raise InputError(
+            folder,
+            found=f"records of {'/'.join(filter(None, own))}",
+            expected="/".join(filter(None, (name, variant))),
+            remedy="Point data_dir at the folder of its records, or use the config of these.",
+        )
 
 
 def read_prepared(folder, *, validation_fraction=0.2, seed=0):

@@ -106,6 +106,30 @@ def test_anybody_can_read_the_records(prepared):
     assert len(builder.as_data_source("train[:50%]")) < counted
 
 
+@pytest.mark.parametrize(
+    ("kind", "wanted", "fields", "found"),
+    [
+        ("jsrt", "busi", {}, "records of jsrt; expected busi"),
+        ("lgg/all", "lgg", {}, "records of lgg/all; expected lgg/flair"),
+        ("mood/abdomen", "mood", {}, "records of mood/abdomen; expected mood/brain"),
+        ("mvtec/nut", "mvtec", {"category": "bolt"}, "records of mvtec/nut; expected mvtec/bolt"),
+    ],
+)
+def test_records_of_another_set_or_part_are_refused(tmp_path, kind, wanted, fields, found):
+    make(kind.partition("/")[0], tmp_path / "raw")
+    folder = prepare.prepare(kind, tmp_path / "raw", tmp_path / "out")
+    with pytest.raises(InputError, match=rf"1\.0\.0: found {found}\. Point data_dir"):
+        load_dataset(config(wanted, folder, **fields))
+
+
+def test_records_need_no_part_to_be_named(tmp_path):
+    folder = prepare.prepare("mvtec/nut", layouts.mvtec(tmp_path / "raw"), tmp_path / "out")
+    assert load_dataset(config("mvtec", folder, category="")).name == "nut"
+    (folder / "dataset_info.json").write_text("[]")
+    with pytest.raises(InputError, match=r"dataset_info\.json: found a damaged description"):
+        load_dataset(config("mvtec", folder, category=""))
+
+
 def brightness():
     """The smallest localiser: one weight on the image."""
 

@@ -63,11 +63,12 @@ def config(name, root, **fields):
     return ml_collections.ConfigDict({**base, **fields})
 
 
-def test_records_hold_what_the_download_holds(prepared):
+@pytest.mark.parametrize("seed", [0, 1])
+def test_records_hold_what_the_download_holds(prepared, seed):
     name, raw, folder = prepared
     # The output's root names the set as well as the folder of the records itself.
     root = folder.parents[2 if name in PARTS else 1]
-    direct, again = load_dataset(config(name, raw)), load_dataset(config(name, root))
+    direct, again = (load_dataset(config(name, data, seed=seed)) for data in (raw, root))
     assert again.name == direct.name
     assert again.test_has_masks == direct.test_has_masks
     assert (again.stamp, again.notes[-1]) == (direct.stamp, "Read from prepared records.")
@@ -104,6 +105,21 @@ def test_anybody_can_read_the_records(prepared):
     counted = sum(line["num_records"] for line in lines if line["split"] == "train")
     assert len(source) == counted == builder.info.splits["train"].num_examples
     assert len(builder.as_data_source("train[:50%]")) < counted
+
+
+def test_a_seed_changes_validation_but_no_test_split(prepared):
+    name, raw, _ = prepared
+    if name == "chestxray14":
+        (raw / "test_list.txt").rename(raw / "away.txt")  # a split is drawn without it
+    data = [load_dataset(config(name, raw, seed=seed)) for seed in range(4)]
+    if name == "chestxray14":
+        (raw / "away.txt").rename(raw / "test_list.txt")
+    first, *others = ([entry.load() for entry in one.test] for one in data)
+    for other in others:
+        assert [case.case_id for case in other] == [case.case_id for case in first]
+        assert all((a.image == b.image).all() for a, b in zip(first, other, strict=True))
+    held_out = {tuple(entry.case_id for entry in one.validation) for one in data}
+    assert (len(held_out) > 1) != public.SETS[name].own_validation
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from caal_jax.data.case import DataSet
 from caal_jax.data.public.tables import numbers, read_table, read_text
 from caal_jax.data.public.truth import amend, box_mask
 from caal_jax.data.readers import existing_folder, file_entry, image_files
-from caal_jax.data.split import MIN_TRAIN, hold_out
+from caal_jax.data.split import MIN_TRAIN, TEST_SEED, hold_out
 from caal_jax.errors import InputError
 
 LAYOUT = "Point it at the folder with Data_Entry_2017.csv and the unpacked images/."
@@ -36,7 +36,7 @@ def chestxray14(root, *, sex="all", validation_fraction=0.2, seed=0):
     rows = read_table(table, (*columns, "View Position"))
     paths, notes = _paths(root), []
     rows = _usable(rows, paths, sex, notes)
-    test_images = _test_images(root, rows, seed, notes)
+    test_images = _test_images(root, rows, notes)
     boxes = _boxes(root, notes)
     train = [row for name, row in rows.items() if name not in test_images and not _finding(row)]
     patients = {row["Patient ID"] for row in train}
@@ -99,7 +99,7 @@ def _usable(rows, paths, sex, notes):
     return usable
 
 
-def _test_images(root, rows, seed, notes):
+def _test_images(root, rows, notes):
     path = root / "test_list.txt"
     if path.is_file():
         listed = set(read_text(path).split())
@@ -119,7 +119,7 @@ def _test_images(root, rows, seed, notes):
         notes.append("The test patients are those of test_list.txt.")
     else:
         everyone = [row["Patient ID"] for row in rows.values()]
-        test_patients = hold_out(everyone, fraction=TEST_SHARE_OF_PATIENTS, seed=seed + 1)
+        test_patients = hold_out(everyone, fraction=TEST_SHARE_OF_PATIENTS, seed=TEST_SEED)
         notes.append("No test_list.txt: patients were divided at random, 80 to 20.")
     return {name for name, row in rows.items() if row["Patient ID"] in test_patients}
 

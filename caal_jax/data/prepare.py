@@ -1,9 +1,10 @@
 """The binary that turns a downloaded data set into records that load fast and can be checked.
 
-python -m caal_jax.data.prepare --dataset=jsrt --source=DIR --output=DIR [--processes=N]
+python -m caal_jax.data.prepare --dataset=jsrt --source=DIR [--output=records] [--processes=N]
 
 --dataset=NAME or NAME/PART, such as mood/abdomen, mvtec/hazelnut, chestxray14/F or lgg/all.
 --source: the folder of the public download, or a zip or tar file of it.
+--output: the folder that gets NAME[/PART]/VERSION; unless it is given, records, where you are.
 A stopped run goes on where it was; a finished one is checked against its checksums.
 On a cluster, --beam_pipeline_options=runner=FlinkRunner,... has an Apache Beam pipeline read the
 cases (pip install 'caal_jax[beam]') where all machines see both folders under the same paths. Only
@@ -503,8 +504,8 @@ if __name__ == "__main__":
     # Defined here: binaries that import each other have options of the same names.
     flags.DEFINE_string("dataset", None, "NAME or NAME/PART of a public data set.")
     flags.DEFINE_string("source", None, "The folder (or zip, tar) of the public download.")
-    flags.DEFINE_string("output", None, "The folder that gets NAME[/PART]/VERSION.")
+    flags.DEFINE_string("output", "records", "The folder that gets NAME[/PART]/VERSION.")
     flags.DEFINE_integer("processes", os.cpu_count(), "How many read at once.", lower_bound=1)
     flags.DEFINE_list("beam_pipeline_options", None, "Of Apache Beam, as TFDS takes them.")
-    flags.mark_flags_as_required(["dataset", "source", "output"])
+    flags.mark_flags_as_required(["dataset", "source"])
     app.run(main)

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -390,6 +391,30 @@ def test_every_file_has_a_checksum(tmp_path, films):
     (folder / "SHA256SUMS").unlink()
     with pytest.raises(InputError, match=r"SHA256SUMS: found no checksums .*No such file"):
         prepare.prepare("jsrt", films, tmp_path / "out")
+
+
+def test_the_binary_needs_a_name_and_a_source_alone(tmp_path):
+    layouts.head_ct(tmp_path / "raw")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def run(source):
+        command = ["-m", "caal_jax.data.prepare", "--processes=1", "--dataset=head_ct", "--source"]
+        return subprocess.run(
+            [sys.executable, *command, source],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env=environment,
+        )
+
+    done, folder = run("raw"), Path("records", "head_ct", "1.0.0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"Head CT: train with --config.data_dir={folder}"
+    assert load_dataset(config("head_ct", tmp_path / folder)).name == "Head CT"
+    done = run("gone")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: source gone: found nothing; expected")
 
 
 def test_what_cannot_be_prepared(tmp_path, films):

@@ -421,6 +421,7 @@ def test_what_cannot_be_prepared(tmp_path, films):
     out = tmp_path / "out"
     for name, source, message in [
         ("jsr", films, "dataset: found 'jsr'; expected mood, jsrt"),
+        ("folder", films, r"head_ct\. .*own images \(folder\) .* without preparation"),
         ("jsrt/brain", films, "expected jsrt. It has no parts"),
         ("jsrt", tmp_path / "gone", r"found nothing; expected the public download\. Get it at"),
     ]:

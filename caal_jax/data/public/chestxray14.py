@@ -13,6 +13,15 @@ from caal_jax.errors import InputError
 LAYOUT = "Point it at the folder with Data_Entry_2017.csv and the unpacked images/."
 TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
 SIDE = 1024  # pixels; boxes are given on this grid
+COLUMNS = (
+    "Image Index",
+    "Finding Labels",
+    "Patient ID",
+    "Patient Age",
+    "Patient Gender",
+    "View Position",
+)
+SPACING = ("OriginalImagePixelSpacing[x", "y]", "OriginalImage[Width", "Height]")
 TEST_SHARE_OF_PATIENTS = 0.2
 ADULT, OLDEST = 18, 120  # years; the table holds ages of several hundred
 
@@ -32,8 +41,7 @@ def chestxray14(root, *, sex="all", validation_fraction=0.2, seed=0):
         raise InputError("sex", found=repr(sex), expected="'M', 'F' or 'all'", remedy="Pick one.")
     root = existing_folder(root, where="data_dir", remedy=LAYOUT)
     table = next((root / name for name in TABLES if (root / name).is_file()), root / TABLES[0])
-    columns = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "Patient Gender")
-    rows = read_table(table, (*columns, "View Position"))
+    rows = read_table(table, COLUMNS, keep=(*COLUMNS, *SPACING))
     paths, notes = _paths(root), []
     rows = _usable(rows, paths, sex, notes)
     test_images = _test_images(root, rows, notes)
@@ -153,8 +161,7 @@ def _finding(row):
 
 def _spacing_mm(row):
     """(row, column) size of a pixel of the published 1024 x 1024 image, None if not known."""
-    names = ("OriginalImagePixelSpacing[x", "y]", "OriginalImage[Width", "Height]")
-    found = numbers(" ".join(row.get(name, "") for name in names), 4)
+    found = numbers(" ".join(row.get(name, "") for name in SPACING), 4)
     if not found or min(found) <= 0:
         return None
     x, y, width, height = found

@@ -14,7 +14,7 @@ from caal_jax.errors import InputError
 
 # Names that no file can have beside the others, and broken bzip2, which has no number.
 IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, None)
-SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 # RuntimeError: encrypted, or packed in a way that the library does not know.
 DAMAGE = (
     zipfile.BadZipFile,
@@ -56,7 +56,7 @@ def unpack(path, folder):
                     raise _refused(path, f"{odd}, which is neither a file nor a folder")
                 _check(path, partial, [(m.name, m.size) for m in members])
                 archive.extractall(partial, filter="data")
-                # gzip compares its checksum at the end of the stream only.
+                # Packed streams compare their checksums at their end only.
                 while archive.fileobj.read(2**20):
                     pass
         os.replace(partial, folder)

@@ -586,6 +586,31 @@ def test_archives_are_unpacked_once(tmp_path, films):
     assert {path.name for path in folder.parent.iterdir()} == {"1.0.0", ".lock"}
 
 
+@pytest.mark.parametrize("packing", ["xz", "bz2"])
+def test_other_packings_of_tar_files(tmp_path, monkeypatch, packing):
+    data = bytes(range(256)) * 40
+    (tmp_path / "a.bin").write_bytes(data)
+    path = tmp_path / f"good.tar.{packing}"
+    with tarfile.open(path, f"w:{packing}") as archive:
+        archive.add(tmp_path / "a.bin", "in/a.bin")
+    assert archives.is_archive(path)
+    assert (archives.unpack(path, tmp_path / "out") / "in/a.bin").read_bytes() == data
+    packed = path.read_bytes()
+    for number in (len(packed) // 2, len(packed) - 9):  # in the data, and in the checksums
+        broken = bytearray(packed)
+        broken[number] ^= 1
+        for name, content in (("flip", broken), ("cut", packed[:number])):
+            bad = tmp_path / f"{name}.tar.{packing}"
+            bad.write_bytes(content)
+            with pytest.raises(InputError, match="a damaged archive"):
+                archives.unpack(bad, tmp_path / "bad")
+    free = archives.shutil.disk_usage(tmp_path)._replace(free=len(data) - 1)
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: free)
+    with pytest.raises(InputError, match="10240 bytes once unpacked, with 10239 bytes free"):
+        archives.unpack(path, tmp_path / "bad")
+    assert not list(tmp_path.glob("bad*"))
+
+
 @pytest.mark.parametrize("name", ["../out.txt", "/out.txt", "a/../../out.txt"])
 def test_members_that_leave_the_folder_are_refused(tmp_path, name):
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:

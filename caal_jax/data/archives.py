@@ -32,6 +32,18 @@ def is_archive(path):
     return path.is_file() and path.name.lower().endswith(SUFFIXES)
 
 
+def listing(path):
+    """(name, bytes) of every file in an archive. Raises: InputError if it is damaged."""
+    try:
+        if path.name.lower().endswith(".zip"):
+            with zipfile.ZipFile(path) as archive:
+                return [(m.filename, m.file_size) for m in archive.infolist() if not m.is_dir()]
+        with tarfile.open(path) as archive:
+            return [(m.name, m.size) for m in archive.getmembers() if m.isfile()]
+    except (*DAMAGE, OSError) as error:
+        raise _damaged(path, error) from error
+
+
 def unpack(path, folder):
     """Unpacks a zip or tar file into `folder`, unless that was done before; returns the folder.
 
@@ -63,8 +75,7 @@ def unpack(path, folder):
     except (*DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.errno not in IMPOSSIBLE:
             raise
-        reason = str(error).partition("\n")[0]
-        raise _refused(path, f"a damaged archive ({reason})") from error
+        raise _damaged(path, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
@@ -78,6 +89,11 @@ def _check(path, folder, members):
     needed, free = sum(size for _, size in members), shutil.disk_usage(folder).free
     if needed > free:
         raise _refused(path, f"{needed} bytes once unpacked, with {free} bytes free")
+
+
+def _damaged(path, error):
+    reason = str(error).partition("\n")[0]
+    return _refused(path, f"a damaged archive ({reason})")
 
 
 def _refused(path, found):

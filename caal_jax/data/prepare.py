@@ -5,7 +5,8 @@ python -m caal_jax.data.prepare --dataset=jsrt --source=DIR [--output=records] [
 --dataset=NAME or NAME/PART, such as mood/abdomen, mvtec/hazelnut, chestxray14/F or lgg/all.
 --source: the folder of the public download, or a zip or tar file of it.
 --output: the folder that gets NAME[/PART]/VERSION; unless it is given, records, where you are.
-A stopped run goes on where it was; a finished one is checked against its checksums.
+A stopped run goes on where it was; a finished one is checked against its checksums, and compared
+with the source by the names, sizes and times of its files.
 On a cluster, --beam_pipeline_options=runner=FlinkRunner,... has an Apache Beam pipeline read the
 cases (pip install 'caal_jax[beam]') where all machines see both folders under the same paths. Only
 Beam's local runners have been tried.
@@ -32,11 +33,12 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
 from caal_jax import files
-from caal_jax.data.archives import is_archive, unpack
+from caal_jax.data.archives import is_archive, listing, unpack
 from caal_jax.data.public import find_set
 from caal_jax.data.records import (
     ABOUT,
     CASES,
+    INFO,
     REMEDY,
     SUMS,
     VERSION,
@@ -124,6 +126,7 @@ class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
             )
         about = {
             "name": dataset.name,
+            "source": source_digest(Path(self._job[2])),
             "stamp": dataset.stamp,
             "test_has_masks": dataset.test_has_masks,
             "notes": notes,
@@ -193,6 +196,7 @@ def prepare(name, source, output, *, processes=1, beam_options=None):
     if folder.is_dir():
         verify(folder)
         print(f"{folder}: already prepared; every checksum agrees")
+        tell_changes(folder, source)
         remove(leftovers)  # of a run that was killed when its folder stood
         return folder
     builder = PublicBuilder(
@@ -221,6 +225,39 @@ def prepare(name, source, output, *, processes=1, beam_options=None):
             remedy="Make room and repeat the command; finished parts are kept.",
         ) from error
     return folder
+
+
+def tell_changes(folder, source):
+    """Prints what a source has that is not in finished records, which are left as they are."""
+    about = json.loads((folder / ABOUT).read_text())
+    made_ns = (folder / INFO).stat().st_mtime_ns
+    newer = [path for path, _, changed_ns in file_states(source) if changed_ns > made_ns]
+    changes = []
+    if about.get("source") not in (None, source_digest(source)):
+        changes.append(f"{source} holds other files than those that they were made of")
+    elif newer:
+        changes.append(f"{len(newer)} files are newer than they are, such as {newer[0]}")
+    if about["skipped"]:
+        changes.append(f"{len(about['skipped'])} cases were left out that may be readable now")
+    for change in changes:
+        print(f"warning: the records are as before, but {change}.")
+    if changes:
+        print(f"To make them anew, remove {folder} and repeat the command.")
+
+
+def source_digest(source):
+    """A checksum of the names and sizes of a download's files: the same for its archive."""
+    if is_archive(source):
+        found = [
+            (files.printable(name), num_bytes)
+            for name, num_bytes in listing(source)
+            if not any(part.startswith(".") for part in Path(name).parts)
+        ]
+    else:
+        found = [(name, num_bytes) for name, num_bytes, _ in file_states(source)]
+    # Names alone: archives differ in the folders around them.
+    names = sorted((Path(name).name, num_bytes) for name, num_bytes in found)
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
 def remove(folders):
@@ -270,13 +307,16 @@ def claim_parts(folder, job, dataset):
 def file_states(path):
     """(path, bytes, time of the last change in ns) of a file or of all below a folder, sorted.
 
-    Hidden files are left out: systems add them to folders that are looked at.
+    Hidden files are left out, as systems add them to folders that are looked at, and so are records
+    that were written into the folder.
     """
     paths = [path]
     if path.is_dir():
         paths = []
         for parent, folders, names in os.walk(path):
             folders[:] = [name for name in folders if not name.startswith(".")]
+            if SUMS in names and INFO in names:
+                continue
             paths += [Path(parent, name) for name in names if not name.startswith(".")]
     found = []
     for one in paths:

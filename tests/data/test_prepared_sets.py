@@ -377,6 +377,46 @@ def test_damage_is_told(tmp_path, films, capsys):
         load_dataset(config("jsrt", folder))
 
 
+def test_a_changed_source_is_told(tmp_path, films, capsys):
+    (films / ".hidden").touch()
+    with zipfile.ZipFile(tmp_path / "jsrt.zip", "w") as archive:
+        for path in films.rglob("*.*"):
+            archive.write(path, path.relative_to(films))
+    # Into the folder of the source, where the records are no part of it.
+    folder = prepare.prepare("jsrt", films, films)
+    os.utime(tmp_path / "jsrt.zip", ns=(0, 0))
+
+    def told(source):
+        before = contents(folder)
+        capsys.readouterr()
+        assert prepare.prepare("jsrt", source, films) == folder
+        assert contents(folder) == before
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].endswith("every checksum agrees")
+        assert len(lines) == 1 or lines[-1].startswith(f"To make them anew, remove {folder}")
+        return "".join(lines[1:-1])
+
+    assert told(films) == told(tmp_path / "jsrt.zip") == ""
+    table = films / "CLNDAT_EN.txt"
+    made_ns = (folder / "dataset_info.json").stat().st_mtime_ns
+    os.utime(table, ns=(made_ns + 1, made_ns + 1))
+    assert f"but 1 files are newer than they are, such as {table}." in told(films)
+    layouts.film("x", SMALL).tofile(films / "JPCNN093.IMG")
+    assert f"but {films} holds other files than those" in told(films)
+    with zipfile.ZipFile(tmp_path / "jsrt.zip", "a") as archive:
+        archive.writestr("JPCNN093.IMG", "x")
+    assert "jsrt.zip holds other files than those" in told(tmp_path / "jsrt.zip")
+
+
+def test_skipped_cases_of_finished_records_are_told(tmp_path, films, capsys):
+    (films / "films" / "JPCNN002.IMG").write_bytes(b"short")
+    folder = prepare.prepare("jsrt", films, tmp_path / "out")
+    prepare.prepare("jsrt", films, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "but 1 cases were left out that may be readable now." in said
+    assert f"remove {folder} and repeat" in said
+
+
 def test_every_file_has_a_checksum(tmp_path, films):
     folder = prepare.prepare("jsrt", films, tmp_path / "out")
     for path in folder.iterdir():

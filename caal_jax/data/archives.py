@@ -52,7 +52,7 @@ def unpack(path, folder):
     """
     if folder.is_dir():
         return folder
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial = folder.with_name(f"incomplete.{os.getpid()}{folder.name}")
     partial.mkdir(parents=True)
     try:
         if path.name.lower().endswith(".zip"):

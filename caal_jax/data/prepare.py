@@ -188,10 +188,9 @@ def prepare(name, source, output, *, processes=1, beam_options=None):
             expected="the public download",
             remedy=f"Get it at {public_set.homepage}",
         )
-    inner = source
+    inner, folder = source, output / name / variant / VERSION
     if is_archive(source):
-        inner = output / name / f".unpacked-{source.stat().st_size}-{source.name}"
-    folder = output / name / variant / VERSION
+        inner = folder.with_name(f".unpacked-{source.stat().st_size}-{source.name}")
     leftovers = [folder.with_name(PARTS)] + [inner] * (inner != source)
     if folder.is_dir():
         verify(folder)
@@ -209,7 +208,7 @@ def prepare(name, source, output, *, processes=1, beam_options=None):
     )
     try:
         with files.lock(folder.parent):
-            # Of a run that was killed while it filled its folder.
+            # Of a run that was killed while it unpacked, or filled its folder.
             remove(folder.parent.glob("incomplete.*"))
             if inner != source:
                 unpack(source, inner)

@@ -626,6 +626,26 @@ def test_archives_are_unpacked_once(tmp_path, films):
     assert {path.name for path in folder.parent.iterdir()} == {"1.0.0", ".lock"}
 
 
+@pytest.mark.parametrize("kind", ["jsrt", "lgg/flair"])
+def test_a_kill_while_unpacking_leaves_nothing(tmp_path, monkeypatch, kind):
+    name = kind.partition("/")[0]
+    make(name, tmp_path / "raw")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "raw", "a")
+
+    def kill(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "extractall", kill)
+        patch.setattr(archives.shutil, "rmtree", lambda *args, **options: None)
+        with pytest.raises(KeyboardInterrupt):
+            prepare.prepare(kind, tmp_path / "a.tar", tmp_path / "out")
+    folder = prepare.prepare(kind, tmp_path / "a.tar", tmp_path / "out")
+    left = {path for path in (tmp_path / "out").rglob("*") if path.is_dir()}
+    assert left == {folder, *folder.parents} & {*(tmp_path / "out").rglob("*")}
+
+
 @pytest.mark.parametrize("packing", ["xz", "bz2"])
 def test_other_packings_of_tar_files(tmp_path, monkeypatch, packing):
     data = bytes(range(256)) * 40

@@ -15,7 +15,8 @@ from caal_jax.errors import InputError
 # Names that no file can have beside the others, and broken bzip2, which has no number.
 IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, None)
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
-# RuntimeError: encrypted, or packed in a way that the library does not know.
+# RuntimeError: encrypted, or packed in a way that the library does not know. ValueError and
+# OverflowError: sizes that no file can have.
 DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -24,6 +25,8 @@ DAMAGE = (
     lzma.LZMAError,
     EOFError,
     RuntimeError,
+    ValueError,
+    OverflowError,
 )
 
 
@@ -72,6 +75,8 @@ def unpack(path, folder):
                 while archive.fileobj.read(2**20):
                     pass
         os.replace(partial, folder)
+    except InputError:
+        raise
     except (*DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.errno not in IMPOSSIBLE:
             raise
@@ -83,7 +88,9 @@ def unpack(path, folder):
 
 def _check(path, folder, members):
     inside = folder.resolve()
-    for name, _ in members:
+    for name, size in members:
+        if size < 0:
+            raise _refused(path, f"the member {name} of {size} bytes")
         if Path(name).is_absolute() or not (folder / name).resolve().is_relative_to(inside):
             raise _refused(path, f"the member {name}, which leads out of the folder")
     needed, free = sum(size for _, size in members), shutil.disk_usage(folder).free

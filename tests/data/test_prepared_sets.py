@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import io
 import json
 import os
 import subprocess
@@ -646,13 +647,25 @@ def test_a_kill_while_unpacking_leaves_nothing(tmp_path, monkeypatch, kind):
     assert left == {folder, *folder.parents} & {*(tmp_path / "out").rglob("*")}
 
 
+@pytest.mark.parametrize(
+    ("size", "message"), [(2**63, "a damaged archive"), (-5, "the member big of -5 bytes")]
+)
+def test_sizes_that_no_file_has(tmp_path, size, message):
+    member = tarfile.TarInfo("big")
+    member.size = size
+    (tmp_path / "bad.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(InputError, match=message):
+        archives.unpack(tmp_path / "bad.tar", tmp_path / "in")
+
+
 @pytest.mark.parametrize("packing", ["xz", "bz2"])
 def test_other_packings_of_tar_files(tmp_path, monkeypatch, packing):
     data = bytes(range(256)) * 40
-    (tmp_path / "a.bin").write_bytes(data)
     path = tmp_path / f"good.tar.{packing}"
     with tarfile.open(path, f"w:{packing}") as archive:
-        archive.add(tmp_path / "a.bin", "in/a.bin")
+        member = tarfile.TarInfo("in/a.bin")  # without this moment's time
+        member.size = len(data)
+        archive.addfile(member, io.BytesIO(data))
     assert archives.is_archive(path)
     assert (archives.unpack(path, tmp_path / "out") / "in/a.bin").read_bytes() == data
     packed = path.read_bytes()

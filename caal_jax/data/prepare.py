@@ -190,7 +190,8 @@ def prepare(name, source, output, *, processes=1, beam_options=None):
         )
     inner, folder = source, output / name / variant / VERSION
     if is_archive(source):
-        inner = folder.with_name(f".unpacked-{source.stat().st_size}-{source.name}")
+        state = source.stat()
+        inner = folder.with_name(f".unpacked-{state.st_size}-{state.st_mtime_ns}-{source.name}")
     leftovers = [folder.with_name(PARTS)] + [inner] * (inner != source)
     if folder.is_dir():
         verify(folder)
@@ -208,8 +209,9 @@ def prepare(name, source, output, *, processes=1, beam_options=None):
     )
     try:
         with files.lock(folder.parent):
-            # Of a run that was killed while it unpacked, or filled its folder.
-            remove(folder.parent.glob("incomplete.*"))
+            # Of runs that were killed, or stopped before their archive was replaced.
+            old = {*folder.parent.glob("incomplete.*"), *folder.parent.glob(".unpacked-*")}
+            remove(old - {inner})
             if inner != source:
                 unpack(source, inner)
             builder.download_and_prepare()

@@ -627,6 +627,26 @@ def test_archives_are_unpacked_once(tmp_path, films):
     assert {path.name for path in folder.parent.iterdir()} == {"1.0.0", ".lock"}
 
 
+def test_a_replaced_archive_is_unpacked_anew(tmp_path, films, monkeypatch):
+    path, table = tmp_path / "jsrt.zip", films / "CLNDAT_EN.txt"
+
+    def pack():
+        with zipfile.ZipFile(path, "w") as archive:
+            for one in films.rglob("*.*"):
+                archive.write(one, one.relative_to(films))
+
+    pack()
+    stop_before_the_end(monkeypatch, path, tmp_path / "out")
+    num_bytes = path.stat().st_size
+    table.write_bytes(table.read_bytes().replace(b"JPCLN001.IMG\t5", b"JPCLN001.IMG\t4"))
+    pack()
+    os.utime(path, ns=(0, 0))
+    assert path.stat().st_size == num_bytes
+    folder = prepare.prepare("jsrt", path, tmp_path / "out")
+    assert '"subtlety 4"' in (folder / "cases.jsonl").read_text()
+    assert {left.name for left in folder.parent.iterdir()} == {"1.0.0", ".lock"}
+
+
 @pytest.mark.parametrize("kind", ["jsrt", "lgg/flair"])
 def test_a_kill_while_unpacking_leaves_nothing(tmp_path, monkeypatch, kind):
     name = kind.partition("/")[0]

@@ -13,7 +13,7 @@ from caal_jax.data.readers import (
     read_image,
     stem_of,
 )
-from caal_jax.data.split import MIN_TRAIN, hold_out, read_split
+from caal_jax.data.split import MIN_TRAIN, TEST_SEED, hold_out, read_split
 from caal_jax.errors import InputError
 
 CLASSES = ("normal", "benign", "malignant")
@@ -37,14 +37,14 @@ def busi(root, *, extra_normals=None, validation_fraction=0.2, seed=0):
     """
     home = _find(root, "data_dir")
     images = [path for name in CLASSES for path in _images(home / name)]
-    groups, test_groups, notes = _split(home, images, seed)
+    groups, test_groups, notes = _split(home, images)
     test_groups = test_groups | {groups[p] for p in images if p.parent.name != "normal"}
     train = [p for p in images if groups[p] not in test_groups]
     test = [p for p in images if groups[p] in test_groups]
     if extra_normals:
         extra = _find(extra_normals, "extra_normals")
         paths = _images(extra / "normal")
-        extra_groups, _, _ = _split(extra, paths, seed)
+        extra_groups, _, _ = _split(extra, paths)
         # The published numbering of groups runs over both folders.
         added = [path for path in paths if extra_groups[path] not in test_groups]
         groups |= extra_groups
@@ -94,7 +94,7 @@ def _entry(path, groups):
     )
 
 
-def _split(home, images, seed):
+def _split(home, images):
     """Duplicate group of each image, the groups of normal test images, and notes."""
     rows = read_split(home.parent / "split.csv", ("file", "label", "duplicate_group", "use"))
     normals = [path for path in images if path.parent.name == "normal"]
@@ -102,7 +102,7 @@ def _split(home, images, seed):
         groups = {path: stem_of(path) for path in images}
         groups |= near_duplicate_groups(normals)
         test = hold_out(
-            [groups[path] for path in normals], fraction=TEST_SHARE_OF_NORMALS, seed=seed + 1
+            [groups[path] for path in normals], fraction=TEST_SHARE_OF_NORMALS, seed=TEST_SEED
         )
         return groups, test, ["No split.csv: normal images were divided at random, 70 to 30."]
     listed = {home / row["file"]: row for row in rows}

@@ -13,7 +13,7 @@ from caal_jax.data.readers import (
     refuse_folder,
     stem_of,
 )
-from caal_jax.data.split import MIN_TRAIN, hold_out
+from caal_jax.data.split import MIN_TRAIN, PLANT_SEED, TEST_SEED, hold_out
 from caal_jax.errors import InputError
 from caal_jax.files import printable
 
@@ -76,27 +76,29 @@ def divide(healthy, test, *, validation=(), validation_fraction, seed):
     share of the healthy patients is held out; the test split's get planted anomalies.
     """
     patients = {patient for patient, _ in healthy}
-    held_out, notes = set(), []
+    held_out, chosen, notes = set(), set(), []
 
     def pick(names):
         return [entry for patient, entry in healthy if patient in names]
 
+    if not test:
+        # Of those that seed 0 leaves, so that no other seed is tested on other images than seed 0.
+        first = set() if validation else hold_out(patients, fraction=validation_fraction, seed=0)
+        chosen = hold_out(patients - first, fraction=validation_fraction, seed=TEST_SEED)
     if not validation:
-        held_out = hold_out(patients, fraction=validation_fraction, seed=seed)
+        held_out = hold_out(patients, fraction=validation_fraction, seed=seed, never=chosen)
         validation = pick(held_out)
     if validation_fraction and not validation:
         notes.append("There are too few healthy images to hold some out for validation.")
-    train, stamp = patients - held_out, ""
+    stamp = ""
     if not test:
-        chosen = hold_out(train, fraction=validation_fraction, seed=seed + 1)
-        train -= chosen
-        test, stamp = planted_entries(pick(chosen), seed=seed), "planted"
+        test, stamp = planted_entries(pick(chosen), seed=PLANT_SEED), "planted"
         notes.append(
             f"There is no test split: anomalies are planted into {len(test)} held-out images."
         )
     return DataSet(
         name="",
-        train=pick(train),
+        train=pick(patients - held_out - chosen),
         validation=list(validation),
         test=test,
         stamp=stamp,

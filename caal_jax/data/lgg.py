@@ -5,7 +5,7 @@ from collections import defaultdict
 
 from caal_jax.data.case import DataSet
 from caal_jax.data.readers import existing_folder, file_entry, image_files, read_image, stem_of
-from caal_jax.data.split import MIN_TRAIN, hold_out, read_split
+from caal_jax.data.split import MIN_TRAIN, TEST_SEED, hold_out, read_split
 from caal_jax.errors import InputError
 
 INNER_FOLDER = "kaggle_3m"
@@ -35,7 +35,7 @@ def lgg(root, *, channel="flair", validation_fraction=0.2, seed=0):
     home = root / INNER_FOLDER if (root / INNER_FOLDER).is_dir() else root
     rows = read_split(home.parent / "split.csv", ("file", "patient", "label", "use"))
     if rows is None:
-        train, test = _random_split(home, seed)
+        train, test = _random_split(home)
         notes = ["No split.csv: patients were divided at random, 80 to 20."]
     else:
         train, test = _listed_split(home, rows)
@@ -96,7 +96,7 @@ def _listed_split(home, rows):
     return train, test
 
 
-def _random_split(home, seed):
+def _random_split(home):
     stacks = defaultdict(list)
     for path in image_files(home):
         if re.search(r"_\d+$", stem_of(path)) and _mask_of(path).is_file():
@@ -105,7 +105,7 @@ def _random_split(home, seed):
         raise InputError(
             home, found="no slice with its mask", expected="<patient>_<n>.tif", remedy=LAYOUT
         )
-    held_out = hold_out(stacks, fraction=TEST_SHARE_OF_PATIENTS, seed=seed + 1)
+    held_out = hold_out(stacks, fraction=TEST_SHARE_OF_PATIENTS, seed=TEST_SEED)
     train, test = [], []
     for patient, paths in stacks.items():
         numbers = {path: int(stem_of(path).rsplit("_", 1)[1]) for path in paths}

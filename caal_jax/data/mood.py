@@ -14,7 +14,7 @@ from caal_jax.data.readers import (
     read_mask,
     stem_of,
 )
-from caal_jax.data.split import MIN_TRAIN, hold_out
+from caal_jax.data.split import MIN_TRAIN, PLANT_SEED, TEST_SEED, hold_out
 from caal_jax.errors import InputError
 from caal_jax.files import printable
 
@@ -60,10 +60,10 @@ def mood(root, *, region, validation_fraction=0.2, test_fraction=0.2, seed=0):
     def pick(names):
         return [entry for name, entry in entries.items() if name in names]
 
-    held_out = hold_out(entries, fraction=test_fraction, seed=seed + 1)
+    held_out = hold_out(entries, fraction=test_fraction, seed=TEST_SEED)
     rest = set(entries) - held_out
     validation = hold_out(rest, fraction=validation_fraction, seed=seed)
-    planted = planted_entries(pick(held_out), seed=seed)
+    planted = planted_entries(pick(held_out), seed=PLANT_SEED)
     notes = []
     toys = _toy_entries(home, axis, notes)
     notes.append(

@@ -1,16 +1,19 @@
 """The binary that turns a downloaded data set into records that load fast and can be checked.
 
-python -m caal_jax.data.prepare --dataset=jsrt --source=DIR --output=DIR [--processes=N]
+python -m caal_jax.data.prepare --dataset=jsrt --source=DIR [--output=records] [--processes=N]
 
 --dataset=NAME or NAME/PART, such as mood/abdomen, mvtec/hazelnut, chestxray14/F or lgg/all.
 --source: the folder of the public download, or a zip or tar file of it.
-A stopped run goes on where it was; a finished one is checked against its checksums.
+--output: the folder that gets NAME[/PART]/VERSION; unless it is given, records, where you are.
+A stopped run goes on where it was; a finished one is checked against its checksums, and compared
+with the source by the names, sizes and times of its files.
 On a cluster, --beam_pipeline_options=runner=FlinkRunner,... has an Apache Beam pipeline read the
 cases (pip install 'caal_jax[beam]') where all machines see both folders under the same paths. Only
 Beam's local runners have been tried.
 """
 
 import concurrent.futures
+import contextlib
 import errno
 import functools
 import hashlib
@@ -30,7 +33,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
 from caal_jax import files
-from caal_jax.data.archives import is_archive, unpack
+from caal_jax.data.archives import is_archive, listing, unpack
 from caal_jax.data.public import find_set
 from caal_jax.data.records import (
     ABOUT,
@@ -49,6 +52,8 @@ from caal_jax.errors import InputError
 
 # A part is what a stopped run loses at most, and one file in the end.
 CASES_PER_PART, MAX_PARTS = 16, 1024
+PARTS = ".parts"
+TABLES = (".csv", ".csv.gz", ".txt")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
@@ -56,7 +61,8 @@ class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
     """TFDS builder of any `PublicSet`: array_record files, without TensorFlow.
 
     Parts of the data set are written by several processes into `.parts` beside the final folder,
-    each whole or not at all, and moved into place when all are there.
+    each whole or not at all. When all are there, the final folder gets links to them, so that
+    whatever fails until it stands under its name costs none.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -68,7 +74,7 @@ class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
         config = tfds.core.BuilderConfig(name=variant, version=VERSION) if variant else None
         super().__init__(data_dir=output, config=config)
         self.info.set_file_format("array_record")
-        self.parts = Path(self.data_path).parent / ".parts"
+        self.parts = Path(self.data_path).with_name(PARTS)
 
     def _info(self):
         return tfds.core.DatasetInfo(
@@ -87,11 +93,11 @@ class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
         dataset = load(*self._job)
         plan = make_plan(dataset)
         claim_parts(self.parts, self._job, dataset)
-        done = write_parts(self.name, plan, self.parts, lambda todo: self._write(dataset, todo))
+        done = write_parts(dataset, plan, self.parts, lambda todo: self._write(dataset, todo))
         skipped = [message for facts in done for message in facts["skipped"]]
         check_parts(plan, done, skipped)
         target = Path(self.data_dir)
-        splits, lines, sums, sizes = [], [], {}, {}
+        splits, lines, shards, sums, sizes = [], [], {}, {}, {}
         for split in SPLITS:
             own = [(part, facts) for part, facts in zip(plan, done, strict=True)]
             own = [(part, facts) for part, facts in own if part[0] == split and facts["lines"]]
@@ -100,7 +106,7 @@ class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
             template, first = self._get_filename_template(split), 0
             for shard, (part, facts) in enumerate(own):
                 name = Path(template.sharded_filepath(shard_index=shard, num_shards=len(own))).name
-                os.replace(part_file(self.parts, part), target / name)
+                shards[name] = part_file(self.parts, part)
                 sums[name], sizes[name] = facts["sha256"], facts["num_bytes"]
                 for line in facts["lines"]:
                     lines.append({"split": split, "first_record": first, **line})
@@ -120,6 +126,7 @@ class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
             )
         about = {
             "name": dataset.name,
+            "source": source_digest(Path(self._job[2])),
             "stamp": dataset.stamp,
             "test_has_masks": dataset.test_has_masks,
             "notes": notes,
@@ -128,9 +135,14 @@ class PublicBuilder(tfds.core.DatasetBuilder, skip_registration=True):
         }
         files.write_text(target / CASES, "".join(json.dumps(line) + "\n" for line in lines))
         files.write_text(target / ABOUT, json.dumps(about, indent=1))
-        sums |= {name: sha256(target / name) for name in (CASES, ABOUT)}
-        files.write_text(target / SUMS, "".join(f"{s}  {name}\n" for name, s in sums.items()))
         self.info.set_splits(tfds.core.SplitDict(splits))
+        # The base class writes the same once more; here it is for the checksums.
+        self.info.download_size = 0
+        self.info.write_to_directory(target)
+        sums |= {path.name: sha256(path) for path in sorted(target.iterdir())}
+        files.write_text(target / SUMS, "".join(f"{s}  {name}\n" for name, s in sums.items()))
+        for name, path in shards.items():
+            link_or_copy(path, target / name)
 
     def _write(self, dataset, todo):
         if self._beam_options is None:
@@ -176,9 +188,17 @@ def prepare(name, source, output, *, processes=1, beam_options=None):
             expected="the public download",
             remedy=f"Get it at {public_set.homepage}",
         )
-    inner = source
+    inner, folder = source, output / name / variant / VERSION
     if is_archive(source):
-        inner = output / name / f".unpacked-{source.stat().st_size}-{source.name}"
+        state = source.stat()
+        inner = folder.with_name(f".unpacked-{state.st_size}-{state.st_mtime_ns}-{source.name}")
+    leftovers = [folder.with_name(PARTS)] + [inner] * (inner != source)
+    if folder.is_dir():
+        verify(folder)
+        print(f"{folder}: already prepared; every checksum agrees")
+        tell_changes(folder, source)
+        remove(leftovers)  # of a run that was killed when its folder stood
+        return folder
     builder = PublicBuilder(
         public_set,
         variant,
@@ -187,21 +207,15 @@ def prepare(name, source, output, *, processes=1, beam_options=None):
         processes=processes,
         beam_options=beam_options,
     )
-    folder = Path(builder.data_path)
-    if (folder / INFO).is_file():
-        verify(folder)
-        print(f"{folder}: already prepared; every checksum agrees")
-        return folder
     try:
-        with files.lock(builder.parts.parent):
-            for left in builder.parts.parent.glob("incomplete.*"):
-                shutil.rmtree(left)  # of a run that was killed while it moved its parts
+        with files.lock(folder.parent):
+            # Of runs that were killed, or stopped before their archive was replaced.
+            old = {*folder.parent.glob("incomplete.*"), *folder.parent.glob(".unpacked-*")}
+            remove(old - {inner})
             if inner != source:
                 unpack(source, inner)
             builder.download_and_prepare()
-            shutil.rmtree(builder.parts)
-            if inner != source:
-                shutil.rmtree(inner)
+            remove(leftovers)
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -212,6 +226,44 @@ def prepare(name, source, output, *, processes=1, beam_options=None):
             remedy="Make room and repeat the command; finished parts are kept.",
         ) from error
     return folder
+
+
+def tell_changes(folder, source):
+    """Prints what a source has that is not in finished records, which are left as they are."""
+    about = json.loads((folder / ABOUT).read_text())
+    made_ns = (folder / INFO).stat().st_mtime_ns
+    newer = [path for path, _, changed_ns in file_states(source) if changed_ns > made_ns]
+    changes = []
+    if about.get("source") not in (None, source_digest(source)):
+        changes.append(f"{source} holds other files than those that they were made of")
+    elif newer:
+        changes.append(f"{len(newer)} files are newer than they are, such as {newer[0]}")
+    if about["skipped"]:
+        changes.append(f"{len(about['skipped'])} cases were left out that may be readable now")
+    for change in changes:
+        print(f"warning: the records are as before, but {change}.")
+    if changes:
+        print(f"To make them anew, remove {folder} and repeat the command.")
+
+
+def source_digest(source):
+    """A checksum of the names and sizes of a download's files: the same for its archive."""
+    if is_archive(source):
+        found = [
+            (files.printable(name), num_bytes)
+            for name, num_bytes in listing(source)
+            if not any(part.startswith(".") for part in Path(name).parts)
+        ]
+    else:
+        found = [(name, num_bytes) for name, num_bytes, _ in file_states(source)]
+    # Names alone: archives differ in the folders around them.
+    names = sorted((Path(name).name, num_bytes) for name, num_bytes in found)
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
+
+def remove(folders):
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def load(name, variant, source):
@@ -240,31 +292,80 @@ def make_plan(dataset):
 
 
 def claim_parts(folder, job, dataset):
-    """Makes the folder of parts, or empties one that was begun with other cases."""
+    """Makes the folder of parts, or empties one that was begun with other cases or tables."""
     ids = {split: [entry.case_id for entry in getattr(dataset, split)] for split in SPLITS}
-    wanted = hashlib.sha256(json.dumps([job, ids]).encode()).hexdigest()
+    # What only tables say of a case, such as its boxes, is not in the files that it is read from.
+    tables = [one for one in file_states(Path(job[2])) if one[0].lower().endswith(TABLES)]
+    wanted = hashlib.sha256(json.dumps([job, ids, tables]).encode()).hexdigest()
     stamp = folder / "job"
     if stamp.is_file() and stamp.read_text() != wanted:
-        print(f"{folder}: begun with other cases or another source; starting anew", flush=True)
+        print(f"{folder}: begun with other cases, tables or source; starting anew", flush=True)
         shutil.rmtree(folder)
     files.folder(folder)
     files.write_text(stamp, wanted)
+
+
+def file_states(path):
+    """(path, bytes, time of the last change in ns) of a file or of all below a folder, sorted.
+
+    Hidden files are left out, as systems add them to folders that are looked at, and so are records
+    that were written into the folder.
+    """
+    paths = [path]
+    if path.is_dir():
+        paths = []
+        for parent, folders, names in os.walk(path):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            if SUMS in names and INFO in names:
+                continue
+            paths += [Path(parent, name) for name in names if not name.startswith(".")]
+    found = []
+    for one in paths:
+        with contextlib.suppress(OSError):  # a link to nowhere
+            state = one.stat()
+            found.append((files.printable(one), state.st_size, state.st_mtime_ns))
+    return sorted(found)
+
+
+def entries_of(dataset, part):
+    split, _, first, last = part
+    return getattr(dataset, split)[first:last]
+
+
+def files_stamp(entries):
+    """A checksum of names, sizes and times of the files that entries are read from."""
+    states = [file_states(path) for entry in entries for path in entry.paths]
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
+
+
+def link_or_copy(path, target):
+    """A second name for a file, or a copy where the file system has no hard links."""
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
 
 
 def part_file(folder, part):
     return folder / f"{part[0]}-{part[1]:05d}.array_record"
 
 
-def write_parts(name, plan, folder, run):
+def write_parts(dataset, plan, folder, run):
     """What is known of each part, in order, after `run` has written those that are not there.
 
-    run: from a list of parts to (part, facts) of each as it is finished.
+    A part whose files have changed is written again, and one with skipped cases, since they may
+    be readable now. run: from a list of parts to (part, facts) of each as it is finished.
     """
     known = {part: read_part(folder, part) for part in plan}
+    for part, facts in known.items():
+        if facts and (facts["skipped"] or facts["files"] != files_stamp(entries_of(dataset, part))):
+            known[part] = None
     todo = [part for part in plan if known[part] is None]
     total = sum(last - first for _, _, first, last in plan)
     left = sum(last - first for _, _, first, last in todo)
-    with tqdm(total=total, initial=total - left, desc=f"preparing {name}", unit="case") as bar:
+    with tqdm(
+        total=total, initial=total - left, desc=f"preparing {dataset.name}", unit="case"
+    ) as bar:
         for part, facts in run(todo):
             known[part] = facts
             bar.update(part[3] - part[2])
@@ -306,14 +407,15 @@ def write_loaded(part, job, folder):
 
 def write_part(dataset, name, part, folder):
     """Writes the records of a part, and then what is known of them, which makes it valid."""
-    split, _, first, last = part
+    entries = entries_of(dataset, part)
+    stamp = files_stamp(entries)  # before they are read
     path, dtype = part_file(folder, part), find_set(name).dtype
     serialise = record_serialiser(dtype)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     lines, skipped, count = [], [], 0
     try:
         writer = ArrayRecordWriter(str(partial), writing(dtype))
-        for entry in getattr(dataset, split)[first:last]:
+        for entry in entries:
             try:
                 case = entry.load()
                 line = case_line(case)
@@ -335,6 +437,7 @@ def write_part(dataset, name, part, folder):
     finally:
         partial.unlink(missing_ok=True)
     facts = {
+        "files": stamp,
         "lines": lines,
         "skipped": skipped,
         "num_records": count,
@@ -389,17 +492,27 @@ def check_parts(plan, done, skipped):
 
 
 def verify(folder):
-    """Compares every file with its checksum. Raises `InputError` for one that differs."""
-    for line in (folder / SUMS).read_text().splitlines():
-        wanted, _, name = line.partition("  ")
+    """Compares every file with its checksum.
+
+    Raises: InputError for one that differs, and where the checksums are missing or cut short.
+    """
+    path = folder / SUMS
+    try:
+        sums = dict(line.split("  ", 1)[::-1] for line in path.read_text().splitlines())
+    except (OSError, ValueError) as error:
+        raise _unverified(folder, path, f"no checksums ({error})") from error
+    if missing := {CASES, ABOUT} - set(sums):
+        raise _unverified(folder, path, f"no checksum of {min(missing)}")
+    for name, wanted in sums.items():
         path = folder / name
         if not path.is_file() or sha256(path) != wanted:
-            raise InputError(
-                path,
-                found="another checksum" if path.is_file() else "no such file",
-                expected=f"what {SUMS} says",
-                remedy=f"Remove {folder}. {REMEDY}",
-            )
+            found = "another checksum" if path.is_file() else "no such file"
+            raise _unverified(folder, path, found)
+
+
+def _unverified(folder, path, found):
+    expected = "a checksum of every file" if path.name == SUMS else f"what {SUMS} says"
+    return InputError(path, found=found, expected=expected, remedy=f"Remove {folder}. {REMEDY}")
 
 
 def sha256(path):
@@ -432,8 +545,8 @@ if __name__ == "__main__":
     # Defined here: binaries that import each other have options of the same names.
     flags.DEFINE_string("dataset", None, "NAME or NAME/PART of a public data set.")
     flags.DEFINE_string("source", None, "The folder (or zip, tar) of the public download.")
-    flags.DEFINE_string("output", None, "The folder that gets NAME[/PART]/VERSION.")
+    flags.DEFINE_string("output", "records", "The folder that gets NAME[/PART]/VERSION.")
     flags.DEFINE_integer("processes", os.cpu_count(), "How many read at once.", lower_bound=1)
     flags.DEFINE_list("beam_pipeline_options", None, "Of Apache Beam, as TFDS takes them.")
-    flags.mark_flags_as_required(["dataset", "source", "output"])
+    flags.mark_flags_as_required(["dataset", "source"])
     app.run(main)

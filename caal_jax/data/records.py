@@ -175,7 +175,10 @@ class RecordEntry(Entry):
 
 
 class Records:
-    """The decoded examples of a split; its files are opened on first use."""
+    """The decoded examples of a split; its files are opened on first use.
+
+    Raises: InputError then, if the folder's description of them is damaged.
+    """
 
     def __init__(self, folder, split):
         self._folder, self._split = folder, split
@@ -186,17 +189,50 @@ class Records:
 
     @functools.cached_property
     def _source(self):
-        builder = tensorflow_datasets().builder_from_directory(self._folder)
-        return builder.as_data_source(self._split)
+        tfds = tensorflow_datasets()
+        try:
+            return tfds.builder_from_directory(self._folder).as_data_source(self._split)
+        except Exception as error:  # damaged descriptions raise nearly everything in the library
+            raise InputError(
+                self._folder,
+                found=f"records that cannot be opened ({type(error).__name__}: {error})",
+                expected="prepared records",
+                remedy=REMEDY,
+            ) from error
 
 
 def find_prepared(root, name, variant=""):
-    """The folder of prepared records at or below a folder, or None."""
+    """The folder of prepared records at or below a folder, or None.
+
+    variant: the part of the set; with "", records of any part will do where `root` is their folder.
+    Raises: InputError if the records there are those of another set or part, or nothing says which.
+    """
     root, inner = Path(root), Path(variant, VERSION)
     for folder in (root, root / VERSION, root / inner, root / name / inner):
         if (folder / INFO).is_file():
+            _check_identity(folder, name, variant)
             return folder
     return None
+
+
+def _check_identity(folder, name, variant):
+    try:
+        info = json.loads((folder / INFO).read_text())
+        own = (info["name"], info.get("configName", ""))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            folder / INFO,
+            found=f"a damaged description ({error})",
+            expected="what tells the data set",
+            remedy=REMEDY,
+        ) from error
+    if own != (name, variant or own[1]):
+        raise InputError(
+            folder,
+            found=f"records of {'/'.join(filter(None, own))}",
+            expected="/".join(filter(None, (name, variant))),
+            remedy="Point data_dir at the folder of its records, or use the config of these.",
+        )
 
 
 def read_prepared(folder, *, validation_fraction=0.2, seed=0):

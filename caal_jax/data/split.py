@@ -9,14 +9,16 @@ from caal_jax.errors import InputError
 SPLITS = ("train", "validation", "test")
 # Tasks that paste from another patient need two of them.
 MIN_TRAIN = 2
+# Of drawn test splits and of what is planted into them: every run answers for the same cases.
+TEST_SEED, PLANT_SEED = 1, 0
 
 
-def hold_out(groups, *, fraction, seed):
+def hold_out(groups, *, fraction, seed, never=()):
     """Draws the groups (patients) that training must not see.
 
     groups: names, repeated freely, in any order; returns a set of names: the share `fraction` of
     them, rounded, at least one, and never so many that fewer than `MIN_TRAIN` remain. Depends on
-    the set of names, `fraction` and `seed` alone.
+    the set of names, `fraction`, `seed` and `never`, names that are not drawn or trained on, alone.
     """
     if not 0 <= fraction < 1:
         raise InputError(
@@ -27,9 +29,9 @@ def hold_out(groups, *, fraction, seed):
         )
     names = sorted(set(groups))
     wanted = max(round(fraction * len(names)), 1) if fraction else 0
-    wanted = max(min(wanted, len(names) - MIN_TRAIN), 0)
-    order = np.random.default_rng(seed).permutation(len(names))
-    return {names[index] for index in order[:wanted]}
+    order = [names[index] for index in np.random.default_rng(seed).permutation(len(names))]
+    order = [name for name in order if name not in never]
+    return set(order[: max(min(wanted, len(order) - MIN_TRAIN), 0)])
 
 
 def read_split(path, columns):

@@ -15,6 +15,8 @@ from caal_jax.data.split import MIN_TRAIN, SPLITS
 from caal_jax.errors import InputError
 from caal_jax.files import printable
 
+COLUMNS = ("file", "split", "patient", "kind", "mask")
+
 
 class Line(NamedTuple):
     """A usable line. kind: "" where the mask decides; masks: files, none for a plain image."""
@@ -75,7 +77,8 @@ def read_lines(path):
     Raises: InputError if the table itself cannot be read or lacks a column.
     """
     lines, problems, seen = [], [], Counter()
-    for number, row in enumerate(read_table(path, ("file", "split")), start=2):
+    rows = read_table(path, COLUMNS[:2], keep=COLUMNS)
+    for number, row in enumerate(rows, start=2):
         found = _line(path, row)
         if isinstance(found, Line):
             seen[found.path] += 1

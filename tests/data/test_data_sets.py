@@ -89,6 +89,17 @@ def test_folder_split_depends_on_the_seed_alone(tmp_path):
     assert ids(first.validation) != ids(other.validation)
 
 
+def test_folder_draws_one_test_split_for_all_seeds(tmp_path):
+    for index in range(12):
+        put(tmp_path / "train" / "good" / f"{index}.png")
+    data = [folder(tmp_path, seed=seed) for seed in range(5)]
+    assert {tuple(ids(one.test)) for one in data} == {tuple(ids(data[0].test))}
+    for one in data:
+        parts = [set(ids(part)) for part in (one.train, one.validation, one.test)]
+        assert [len(part) for part in parts] == [8, 2, 2]
+        assert len(set.union(*parts)) == 12
+
+
 def test_folder_without_test_plants_into_held_out_images(tmp_path):
     y, x = np.indices((40, 40))
     for index in range(10):

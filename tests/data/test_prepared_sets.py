@@ -1,8 +1,11 @@
 """Public downloads into records and back: complete, restartable, checked, and fit to train on."""
 
 import dataclasses
+import errno
+import io
 import json
 import os
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -62,11 +65,12 @@ def config(name, root, **fields):
     return ml_collections.ConfigDict({**base, **fields})
 
 
-def test_records_hold_what_the_download_holds(prepared):
+@pytest.mark.parametrize("seed", [0, 1])
+def test_records_hold_what_the_download_holds(prepared, seed):
     name, raw, folder = prepared
     # The output's root names the set as well as the folder of the records itself.
     root = folder.parents[2 if name in PARTS else 1]
-    direct, again = load_dataset(config(name, raw)), load_dataset(config(name, root))
+    direct, again = (load_dataset(config(name, data, seed=seed)) for data in (raw, root))
     assert again.name == direct.name
     assert again.test_has_masks == direct.test_has_masks
     assert (again.stamp, again.notes[-1]) == (direct.stamp, "Read from prepared records.")
@@ -103,6 +107,45 @@ def test_anybody_can_read_the_records(prepared):
     counted = sum(line["num_records"] for line in lines if line["split"] == "train")
     assert len(source) == counted == builder.info.splits["train"].num_examples
     assert len(builder.as_data_source("train[:50%]")) < counted
+
+
+def test_a_seed_changes_validation_but_no_test_split(prepared):
+    name, raw, _ = prepared
+    if name == "chestxray14":
+        (raw / "test_list.txt").rename(raw / "away.txt")  # a split is drawn without it
+    data = [load_dataset(config(name, raw, seed=seed)) for seed in range(4)]
+    if name == "chestxray14":
+        (raw / "away.txt").rename(raw / "test_list.txt")
+    first, *others = ([entry.load() for entry in one.test] for one in data)
+    for other in others:
+        assert [case.case_id for case in other] == [case.case_id for case in first]
+        assert all((a.image == b.image).all() for a, b in zip(first, other, strict=True))
+    held_out = {tuple(entry.case_id for entry in one.validation) for one in data}
+    assert (len(held_out) > 1) != public.SETS[name].own_validation
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "fields", "found"),
+    [
+        ("jsrt", "busi", {}, "records of jsrt; expected busi"),
+        ("lgg/all", "lgg", {}, "records of lgg/all; expected lgg/flair"),
+        ("mood/abdomen", "mood", {}, "records of mood/abdomen; expected mood/brain"),
+        ("mvtec/nut", "mvtec", {"category": "bolt"}, "records of mvtec/nut; expected mvtec/bolt"),
+    ],
+)
+def test_records_of_another_set_or_part_are_refused(tmp_path, kind, wanted, fields, found):
+    make(kind.partition("/")[0], tmp_path / "raw")
+    folder = prepare.prepare(kind, tmp_path / "raw", tmp_path / "out")
+    with pytest.raises(InputError, match=rf"1\.0\.0: found {found}\. Point data_dir"):
+        load_dataset(config(wanted, folder, **fields))
+
+
+def test_records_need_no_part_to_be_named(tmp_path):
+    folder = prepare.prepare("mvtec/nut", layouts.mvtec(tmp_path / "raw"), tmp_path / "out")
+    assert load_dataset(config("mvtec", folder, category="")).name == "nut"
+    (folder / "dataset_info.json").write_text("[]")
+    with pytest.raises(InputError, match=r"dataset_info\.json: found a damaged description"):
+        load_dataset(config("mvtec", folder, category=""))
 
 
 def brightness():
@@ -204,18 +247,60 @@ def test_a_stopped_preparation_goes_on(tmp_path, films, monkeypatch):
 
 
 def test_other_films_start_anew(tmp_path, films, monkeypatch, capsys):
-    def stop(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(prepare, "check_parts", stop)
-    with pytest.raises(KeyboardInterrupt):
-        prepare.prepare("jsrt", films, tmp_path / "out")
-    monkeypatch.undo()
-    monkeypatch.setattr(jsrt, "SIDE", SMALL)
+    stop_before_the_end(monkeypatch, films, tmp_path / "out")
     (films / "films" / "JPCNN001.IMG").unlink()
     folder = prepare.prepare("jsrt", films, tmp_path / "out")
     assert "starting anew" in capsys.readouterr().out
     assert "JPCNN001" not in (folder / "cases.jsonl").read_text()
+
+
+def test_repaired_films_are_read_again(tmp_path, films, monkeypatch, capsys):
+    whole = contents(prepare.prepare("jsrt", films, tmp_path / "whole"))
+    normals = sorted((films / "films").glob("JPCNN*"))
+    saved = {path: path.read_bytes() for path in normals}
+    for path in normals:
+        path.write_bytes(b"short")
+    with pytest.raises(InputError, match=r"0 usable patient.*skipped JPCNN.*Repair"):
+        prepare.prepare("jsrt", films, tmp_path / "out")
+    for path, data in saved.items():
+        path.write_bytes(data)
+    read, seen = jsrt.read_film, []
+    monkeypatch.setattr(jsrt, "read_film", lambda path: (seen.append(path.stem), read(path))[1])
+    assert contents(prepare.prepare("jsrt", films, tmp_path / "out")) == whole
+    # All but the part of the test split that holds two nodules.
+    assert len(seen) == 9 - 2
+    assert "anew" not in capsys.readouterr().out
+
+
+def stop_before_the_end(monkeypatch, films, output):
+    """Leaves finished parts behind."""
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "check_parts", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare.prepare("jsrt", films, output)
+
+
+def test_a_film_that_was_replaced_is_read_again(tmp_path, films, monkeypatch):
+    stop_before_the_end(monkeypatch, films, tmp_path / "out")
+    path = films / "films" / "JPCNN002.IMG"
+    path.write_bytes(bytes(path.stat().st_size))
+    os.utime(path, ns=(0, 0))
+    again = prepare.prepare("jsrt", films, tmp_path / "out")
+    assert contents(again) == contents(prepare.prepare("jsrt", films, tmp_path / "whole"))
+
+
+def test_a_corrected_table_starts_anew(tmp_path, films, monkeypatch, capsys):
+    stop_before_the_end(monkeypatch, films, tmp_path / "out")
+    table = films / "CLNDAT_EN.txt"
+    table.write_bytes(table.read_bytes().replace(b"JPCLN001.IMG\t5", b"JPCLN001.IMG\t4"))
+    os.utime(table, ns=(0, 0))
+    folder = prepare.prepare("jsrt", films, tmp_path / "out")
+    assert "other cases, tables or source; starting anew" in capsys.readouterr().out
+    assert '"subtlety 4"' in (folder / "cases.jsonl").read_text()
 
 
 def test_several_processes_make_the_same_files(tmp_path):
@@ -293,10 +378,91 @@ def test_damage_is_told(tmp_path, films, capsys):
         load_dataset(config("jsrt", folder))
 
 
+def test_a_changed_source_is_told(tmp_path, films, capsys):
+    (films / ".hidden").touch()
+    with zipfile.ZipFile(tmp_path / "jsrt.zip", "w") as archive:
+        for path in films.rglob("*.*"):
+            archive.write(path, path.relative_to(films))
+    # Into the folder of the source, where the records are no part of it.
+    folder = prepare.prepare("jsrt", films, films)
+    os.utime(tmp_path / "jsrt.zip", ns=(0, 0))
+
+    def told(source):
+        before = contents(folder)
+        capsys.readouterr()
+        assert prepare.prepare("jsrt", source, films) == folder
+        assert contents(folder) == before
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].endswith("every checksum agrees")
+        assert len(lines) == 1 or lines[-1].startswith(f"To make them anew, remove {folder}")
+        return "".join(lines[1:-1])
+
+    assert told(films) == told(tmp_path / "jsrt.zip") == ""
+    table = films / "CLNDAT_EN.txt"
+    made_ns = (folder / "dataset_info.json").stat().st_mtime_ns
+    os.utime(table, ns=(made_ns + 1, made_ns + 1))
+    assert f"but 1 files are newer than they are, such as {table}." in told(films)
+    layouts.film("x", SMALL).tofile(films / "JPCNN093.IMG")
+    assert f"but {films} holds other files than those" in told(films)
+    with zipfile.ZipFile(tmp_path / "jsrt.zip", "a") as archive:
+        archive.writestr("JPCNN093.IMG", "x")
+    assert "jsrt.zip holds other files than those" in told(tmp_path / "jsrt.zip")
+
+
+def test_skipped_cases_of_finished_records_are_told(tmp_path, films, capsys):
+    (films / "films" / "JPCNN002.IMG").write_bytes(b"short")
+    folder = prepare.prepare("jsrt", films, tmp_path / "out")
+    prepare.prepare("jsrt", films, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "but 1 cases were left out that may be readable now." in said
+    assert f"remove {folder} and repeat" in said
+
+
+def test_every_file_has_a_checksum(tmp_path, films):
+    folder = prepare.prepare("jsrt", films, tmp_path / "out")
+    for path in folder.iterdir():
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2])
+        with pytest.raises(InputError, match=rf"{path.name}: found (another|no) checksum"):
+            prepare.prepare("jsrt", films, tmp_path / "out")
+        path.write_bytes(data)
+    (folder / "features.json").write_text("{")
+    with pytest.raises(InputError, match=r"cannot be opened \(JSONDecodeError.*Prepare it again"):
+        load_dataset(config("jsrt", folder)).train[0].load()
+    (folder / "SHA256SUMS").unlink()
+    with pytest.raises(InputError, match=r"SHA256SUMS: found no checksums .*No such file"):
+        prepare.prepare("jsrt", films, tmp_path / "out")
+
+
+def test_the_binary_needs_a_name_and_a_source_alone(tmp_path):
+    layouts.head_ct(tmp_path / "raw")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def run(source):
+        command = ["-m", "caal_jax.data.prepare", "--processes=1", "--dataset=head_ct", "--source"]
+        return subprocess.run(
+            [sys.executable, *command, source],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env=environment,
+        )
+
+    done, folder = run("raw"), Path("records", "head_ct", "1.0.0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"Head CT: train with --config.data_dir={folder}"
+    assert load_dataset(config("head_ct", tmp_path / folder)).name == "Head CT"
+    done = run("gone")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: source gone: found nothing; expected")
+
+
 def test_what_cannot_be_prepared(tmp_path, films):
     out = tmp_path / "out"
     for name, source, message in [
         ("jsr", films, "dataset: found 'jsr'; expected mood, jsrt"),
+        ("folder", films, r"head_ct\. .*own images \(folder\) .* without preparation"),
         ("jsrt/brain", films, "expected jsrt. It has no parts"),
         ("jsrt", tmp_path / "gone", r"found nothing; expected the public download\. Get it at"),
     ]:
@@ -390,6 +556,63 @@ def test_a_full_disk_leaves_nothing_half_valid(tmp_path, films, monkeypatch):
     assert not (tmp_path / "out" / "jsrt" / "1.0.0").exists()
 
 
+@pytest.mark.parametrize("full", ["part", "cases.jsonl", "link", "dataset_info.json"])
+def test_a_full_disk_costs_no_finished_part(tmp_path, films, monkeypatch, full):
+    whole = contents(prepare.prepare("jsrt", films, tmp_path / "whole"))
+    write, writer, link, info = (
+        files.write_text,
+        prepare.ArrayRecordWriter,
+        os.link,
+        tfds.core.DatasetInfo.write_to_directory,
+    )
+    calls = []
+
+    def run_out(name, path):
+        calls.extend([name] * (name == full))
+        if name == full and (name != "link" or len(calls) == 2):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    def third_to_full(path, options):
+        calls.append("part")
+        return writer("/dev/full" if len(calls) == 3 else path, options)
+
+    with monkeypatch.context() as patch:
+        if full == "part":
+            patch.setattr(prepare, "ArrayRecordWriter", third_to_full)
+        patch.setattr(files, "write_text", lambda p, t: (run_out(Path(p).name, p), write(p, t)))
+        patch.setattr(prepare, "link_or_copy", lambda p, t: (run_out("link", t), link(p, t)))
+        patch.setattr(
+            tfds.core.DatasetInfo,
+            "write_to_directory",
+            lambda *args: (run_out("dataset_info.json", args[1]), info(*args)),
+        )
+        with pytest.raises(InputError, match=r"No space left on device.*finished parts are kept"):
+            prepare.prepare("jsrt", films, tmp_path / "out")
+    parts = tmp_path / "out" / "jsrt" / ".parts"
+    assert len(list(parts.glob("*.array_record"))) == (2 if full == "part" else 5)
+    if full != "part":
+        monkeypatch.setattr(prepare, "ArrayRecordWriter", None)  # nothing is left to write
+    assert contents(prepare.prepare("jsrt", films, tmp_path / "out")) == whole
+    assert {path.name for path in parts.parent.iterdir()} == {"1.0.0", ".lock"}
+
+
+def test_parts_are_copied_where_there_are_no_hard_links(tmp_path, films, monkeypatch):
+    whole = contents(prepare.prepare("jsrt", films, tmp_path / "whole"))
+
+    def refuse(path, target):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(target))
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert contents(prepare.prepare("jsrt", films, tmp_path / "out")) == whole
+
+
+def test_what_a_kill_left_beside_a_finished_folder_goes(tmp_path, films):
+    folder = prepare.prepare("jsrt", films, tmp_path / "out")
+    (folder.parent / ".parts").mkdir()
+    prepare.prepare("jsrt", films, tmp_path / "out")
+    assert {path.name for path in folder.parent.iterdir()} == {"1.0.0", ".lock"}
+
+
 def test_archives_are_unpacked_once(tmp_path, films):
     want = contents(prepare.prepare("jsrt", films, tmp_path / "plain"))
     with zipfile.ZipFile(tmp_path / "jsrt.zip", "w") as archive:
@@ -402,6 +625,83 @@ def test_archives_are_unpacked_once(tmp_path, films):
     folder = prepare.prepare("jsrt", tmp_path / "jsrt.tar.gz", tmp_path / "tar")
     assert contents(folder) == want
     assert {path.name for path in folder.parent.iterdir()} == {"1.0.0", ".lock"}
+
+
+def test_a_replaced_archive_is_unpacked_anew(tmp_path, films, monkeypatch):
+    path, table = tmp_path / "jsrt.zip", films / "CLNDAT_EN.txt"
+
+    def pack():
+        with zipfile.ZipFile(path, "w") as archive:
+            for one in films.rglob("*.*"):
+                archive.write(one, one.relative_to(films))
+
+    pack()
+    stop_before_the_end(monkeypatch, path, tmp_path / "out")
+    num_bytes = path.stat().st_size
+    table.write_bytes(table.read_bytes().replace(b"JPCLN001.IMG\t5", b"JPCLN001.IMG\t4"))
+    pack()
+    os.utime(path, ns=(0, 0))
+    assert path.stat().st_size == num_bytes
+    folder = prepare.prepare("jsrt", path, tmp_path / "out")
+    assert '"subtlety 4"' in (folder / "cases.jsonl").read_text()
+    assert {left.name for left in folder.parent.iterdir()} == {"1.0.0", ".lock"}
+
+
+@pytest.mark.parametrize("kind", ["jsrt", "lgg/flair"])
+def test_a_kill_while_unpacking_leaves_nothing(tmp_path, monkeypatch, kind):
+    name = kind.partition("/")[0]
+    make(name, tmp_path / "raw")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "raw", "a")
+
+    def kill(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "extractall", kill)
+        patch.setattr(archives.shutil, "rmtree", lambda *args, **options: None)
+        with pytest.raises(KeyboardInterrupt):
+            prepare.prepare(kind, tmp_path / "a.tar", tmp_path / "out")
+    folder = prepare.prepare(kind, tmp_path / "a.tar", tmp_path / "out")
+    left = {path for path in (tmp_path / "out").rglob("*") if path.is_dir()}
+    assert left == {folder, *folder.parents} & {*(tmp_path / "out").rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [(2**63, "a damaged archive"), (-5, "the member big of -5 bytes")]
+)
+def test_sizes_that_no_file_has(tmp_path, size, message):
+    member = tarfile.TarInfo("big")
+    member.size = size
+    (tmp_path / "bad.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(InputError, match=message):
+        archives.unpack(tmp_path / "bad.tar", tmp_path / "in")
+
+
+@pytest.mark.parametrize("packing", ["xz", "bz2"])
+def test_other_packings_of_tar_files(tmp_path, monkeypatch, packing):
+    data = bytes(range(256)) * 40
+    path = tmp_path / f"good.tar.{packing}"
+    with tarfile.open(path, f"w:{packing}") as archive:
+        member = tarfile.TarInfo("in/a.bin")  # without this moment's time
+        member.size = len(data)
+        archive.addfile(member, io.BytesIO(data))
+    assert archives.is_archive(path)
+    assert (archives.unpack(path, tmp_path / "out") / "in/a.bin").read_bytes() == data
+    packed = path.read_bytes()
+    for number in (len(packed) // 2, len(packed) - 9):  # in the data, and in the checksums
+        broken = bytearray(packed)
+        broken[number] ^= 1
+        for name, content in (("flip", broken), ("cut", packed[:number])):
+            bad = tmp_path / f"{name}.tar.{packing}"
+            bad.write_bytes(content)
+            with pytest.raises(InputError, match="a damaged archive"):
+                archives.unpack(bad, tmp_path / "bad")
+    free = archives.shutil.disk_usage(tmp_path)._replace(free=len(data) - 1)
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: free)
+    with pytest.raises(InputError, match="10240 bytes once unpacked, with 10239 bytes free"):
+        archives.unpack(path, tmp_path / "bad")
+    assert not list(tmp_path.glob("bad*"))
 
 
 @pytest.mark.parametrize("name", ["../out.txt", "/out.txt", "a/../../out.txt"])

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import tracemalloc
 
 import cv2
 import layouts
@@ -372,6 +373,20 @@ def test_lidc_without_marks_is_normal(tmp_path):
     entry.paths[1].write_text(layouts.reading(uid, []))
     assert (entry.load().label, entry.load().kind) == (0, "normal")
     assert lidc.read_outlines(entry.paths[1]) == (uid, [])
+
+
+def test_rows_have_the_wanted_columns_alone(tmp_path):
+    path = tmp_path / "wide.csv"
+    lines = [",".join(f"{row:08d}{column:08d}" for column in range(16)) for row in range(2000)]
+    path.write_text("\n".join([",".join(f"c{column}" for column in range(16)), *lines]))
+    tracemalloc.start()
+    rows = tables.read_table(path, ("c0",), keep=("c0", "c15", "c99"))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert rows[7] == {"c0": "0000000700000000", "c15": "0000000700000015"}
+    # Two strings of 16 letters and their dictionary per row.
+    assert held < 2000 * 400
+    assert tables.read_table(path, ("c0",))[7]["c3"] == "0000000700000003"
 
 
 def test_tables(tmp_path):

@@ -23,6 +23,15 @@ def test_two_stay_for_training_and_one_is_held_out_if_possible(count, want):
     assert hold_out(map(str, range(count)), fraction=0, seed=0) == set()
 
 
+def test_what_is_never_drawn_changes_nothing_else():
+    names = [f"p{index}" for index in range(20)]
+    drawn = hold_out(names, fraction=0.2, seed=3)
+    others = sorted(set(names) - drawn)
+    assert hold_out(names, fraction=0.2, seed=3, never=others[:5]) == drawn
+    assert not hold_out(names, fraction=0.2, seed=3, never=drawn) & drawn
+    assert len(hold_out(names, fraction=0.5, seed=3, never=names[:12])) == 20 - 12 - 2
+
+
 @pytest.mark.parametrize("fraction", [-0.1, 1, 2])
 def test_fraction_out_of_range(fraction):
     with pytest.raises(InputError, match="validation_fraction"):

@@ -169,7 +169,8 @@ def find_set(name):
         raise InputError(
             "dataset",
             found=repr(name),
-            expected=f"{', '.join(SETS)}, or folder for your own images",
-            remedy="Correct the name.",
+            expected=", ".join(SETS),
+            remedy="Correct the name. Your own images (folder) and hippocampus are trained on as "
+            "they are, without preparation: docs/data.md.",
         )
     return SETS[name]

@@ -9,12 +9,21 @@ from caal_jax.data.case import DataSet
 from caal_jax.data.public.tables import numbers, read_table, read_text
 from caal_jax.data.public.truth import amend, box_mask
 from caal_jax.data.readers import existing_folder, file_entry, image_files
-from caal_jax.data.split import MIN_TRAIN, hold_out
+from caal_jax.data.split import MIN_TRAIN, TEST_SEED, hold_out
 from caal_jax.errors import InputError
 
 LAYOUT = "Point it at the folder with Data_Entry_2017.csv and the unpacked images/."
 TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
 SIDE = 1024  # pixels of a published image; boxes are given on this grid
+COLUMNS = (
+    "Image Index",
+    "Finding Labels",
+    "Patient ID",
+    "Patient Age",
+    "Patient Gender",
+    "View Position",
+)
+SPACING = ("OriginalImagePixelSpacing[x", "y]", "OriginalImage[Width", "Height]")
 TEST_SHARE_OF_PATIENTS = 0.2
 ADULT, OLDEST = 18, 120  # years; the table holds ages of several hundred
 
@@ -34,11 +43,10 @@ def chestxray14(root, *, sex="all", validation_fraction=0.2, seed=0):
         raise InputError("sex", found=repr(sex), expected="'M', 'F' or 'all'", remedy="Pick one.")
     root = existing_folder(root, where="data_dir", remedy=LAYOUT)
     table = next((root / name for name in TABLES if (root / name).is_file()), root / TABLES[0])
-    columns = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "Patient Gender")
-    rows = read_table(table, (*columns, "View Position"))
+    rows = read_table(table, COLUMNS, keep=(*COLUMNS, *SPACING))
     paths, notes = _paths(root), []
     rows = _usable(rows, paths, sex, notes)
-    test_images = _test_images(root, rows, seed, notes)
+    test_images = _test_images(root, rows, notes)
     boxes = _boxes(root, notes)
     train = [row for name, row in rows.items() if name not in test_images and not _finding(row)]
     patients = {row["Patient ID"] for row in train}
@@ -101,7 +109,7 @@ def _usable(rows, paths, sex, notes):
     return usable
 
 
-def _test_images(root, rows, seed, notes):
+def _test_images(root, rows, notes):
     path = root / "test_list.txt"
     if path.is_file():
         listed = set(read_text(path).split())
@@ -121,7 +129,7 @@ def _test_images(root, rows, seed, notes):
         notes.append("The test patients are those of test_list.txt.")
     else:
         everyone = [row["Patient ID"] for row in rows.values()]
-        test_patients = hold_out(everyone, fraction=TEST_SHARE_OF_PATIENTS, seed=seed + 1)
+        test_patients = hold_out(everyone, fraction=TEST_SHARE_OF_PATIENTS, seed=TEST_SEED)
         notes.append("No test_list.txt: patients were divided at random, 80 to 20.")
     return {name for name, row in rows.items() if row["Patient ID"] in test_patients}
 
@@ -161,8 +169,7 @@ def _on_grid(boxes, shape):
 
 def _spacing_mm(row):
     """A function from an image's shape (H, W) to its (row, column) size of a pixel, or None."""
-    names = ("OriginalImagePixelSpacing[x", "y]", "OriginalImage[Width", "Height]")
-    found = numbers(" ".join(row.get(name, "") for name in names), 4)
+    found = numbers(" ".join(row.get(name, "") for name in SPACING), 4)
     if not found or min(found) <= 0:
         return None
     x, y, width, height = found

@@ -87,7 +87,7 @@ def deeplesion(root):
 def _lesions(table):
     """{series: its lesions as dictionaries}, and how many lines were not usable."""
     series, part_of, bad = defaultdict(list), {}, 0
-    for row in read_table(table, COLUMNS):
+    for row in read_table(table, COLUMNS, keep=COLUMNS):
         name = re.fullmatch(r"(\d{6}_\d{2}_\d{2})_(\d{3})\.png", row["File_name"])
         box = numbers(row["Bounding_boxes"], 4)
         spacing = numbers(row["Spacing_mm_px_"], 3)

@@ -3,7 +3,7 @@
 from caal_jax.data.case import DataSet
 from caal_jax.data.public.tables import read_table
 from caal_jax.data.readers import existing_folder, file_entry
-from caal_jax.data.split import MIN_TRAIN, hold_out
+from caal_jax.data.split import MIN_TRAIN, TEST_SEED, hold_out
 from caal_jax.errors import InputError
 
 LAYOUT = "Point it at the folder with labels.csv and head_ct/000.png, 001.png and so on."
@@ -41,7 +41,7 @@ def head_ct(root, *, validation_fraction=0.2, seed=0):
     def held_out(names, share, seed):
         return hold_out([groups[name] for name in names], fraction=share, seed=seed)
 
-    test_groups = held_out(normals, TEST_SHARE_OF_NORMALS, seed + 1)
+    test_groups = held_out(normals, TEST_SHARE_OF_NORMALS, TEST_SEED)
     rest = [name for name in normals if groups[name] not in test_groups]
     if len({groups[name] for name in rest}) < MIN_TRAIN:
         raise InputError(

@@ -13,7 +13,7 @@ from caal_jax.data.case import Case, DataSet, Entry, Geometry
 from caal_jax.data.public.tables import read_text
 from caal_jax.data.public.truth import disc_mask
 from caal_jax.data.readers import existing_folder, refuse_folder
-from caal_jax.data.split import MIN_TRAIN, hold_out
+from caal_jax.data.split import MIN_TRAIN, TEST_SEED, hold_out
 from caal_jax.errors import InputError
 
 SIDE, HIGHEST, SPACING_MM = 2048, 4095, 0.175
@@ -36,7 +36,7 @@ def jsrt(root, *, validation_fraction=0.2, seed=0):
     nodules, notes = read_nodules(table), []
     normals = sorted(name for name in films if name.startswith("JPCNN"))
     abnormal = sorted(name for name in films if name.startswith("JPCLN"))
-    test_normals = hold_out(normals, fraction=TEST_SHARE_OF_NORMALS, seed=seed + 1)
+    test_normals = hold_out(normals, fraction=TEST_SHARE_OF_NORMALS, seed=TEST_SEED)
     rest = [name for name in normals if name not in test_normals]
     if len(rest) < MIN_TRAIN:
         raise InputError(

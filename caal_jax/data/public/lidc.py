@@ -21,7 +21,7 @@ from caal_jax.data.readers import (
     read_image,
     refuse_folder,
 )
-from caal_jax.data.split import MIN_TRAIN, hold_out
+from caal_jax.data.split import MIN_TRAIN, TEST_SEED, hold_out
 from caal_jax.errors import InputError
 
 LAYOUT = "Point it at the folder with LIDC-IDRI-0001/<study>/<series>/*.dcm and its XML."
@@ -68,7 +68,7 @@ def lidc(root, *, validation_fraction=0.2, seed=0):
             expected=f"at least {MIN_TRAIN + 1}",
             remedy=LAYOUT,
         )
-    test = hold_out(patients, fraction=TEST_SHARE_OF_PATIENTS, seed=seed + 1)
+    test = hold_out(patients, fraction=TEST_SHARE_OF_PATIENTS, seed=TEST_SEED)
     validation = hold_out(patients - test, fraction=validation_fraction, seed=seed)
     numbers, train, held_out, tested = defaultdict(int), [], [], []
     for patient, xml in scans:

@@ -24,8 +24,10 @@ def mimic_cxr(root):
     or fewer than two patients can be trained on.
     """
     root = existing_folder(root, where="data_dir", remedy=LAYOUT)
-    split = _table(root, "split", ("dicom_id", "subject_id", "split"))
-    views = _table(root, "metadata", ("dicom_id", "ViewPosition"))
+    columns = ("dicom_id", "subject_id", "study_id", "split")
+    split = _table(root, "split", columns, keep=columns)
+    columns = ("dicom_id", "ViewPosition")
+    views = _table(root, "metadata", columns, keep=columns)
     labels = _table(root, "chexpert", ("study_id", NO_FINDING))
     frontal = {row["dicom_id"] for row in views if row["ViewPosition"] == "PA"}
     findings = {row["study_id"]: _finding(row) for row in labels}
@@ -85,10 +87,10 @@ def mimic_cxr(root):
     )
 
 
-def _table(root, name, columns):
+def _table(root, name, columns, *, keep=None):
     found = sorted(root.glob(f"mimic-cxr-*-{name}.csv*"))
     path = found[-1] if found else root / f"mimic-cxr-2.0.0-{name}.csv.gz"
-    return read_table(path, columns)
+    return read_table(path, columns, keep=keep)
 
 
 def _finding(row):

@@ -16,6 +16,10 @@ def read_text(path):
 
     Raises: InputError if the file is missing, damaged, larger than 1 GiB or not a text.
     """
+    return _read_bytes(path).decode("utf-8-sig", errors="replace")
+
+
+def _read_bytes(path):
     try:
         if not path.is_file():
             raise InputError(
@@ -32,29 +36,35 @@ def read_text(path):
         raise _broken(path, f"more than {MAX_BYTES} bytes")
     if b"\0" in data:
         raise _broken(path, "bytes that are no text")
-    return data.decode("utf-8-sig", errors="replace")
+    return data
 
 
-def read_table(path, columns):
+def read_table(path, columns, *, keep=None):
     """The rows of a CSV file as dictionaries; blanks around names and values are dropped.
 
-    columns: names that must be in the header. A row that is too short has "" where it ends.
+    columns: names that must be in the header. keep: those that rows shall have, where they are
+    there; without it all, at five times the file's size. A row that is too short has "" where it
+    ends.
     Raises: InputError as `read_text`, or if a column is missing or a quote is never closed.
     """
-    text = read_text(path)
+    data = io.BytesIO(_read_bytes(path))
+    text = io.TextIOWrapper(data, encoding="utf-8-sig", errors="replace", newline="")
+    # Lists of numbers stand inside quotes, and old tables end lines by a carriage return.
+    lines = csv.reader(text, strict=True)
+    rows, same = [], {}
     try:
-        # Lists of numbers stand inside quotes, and old tables end lines by a carriage return.
-        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        header = [name.strip() for name in next(lines, [])]
+        missing = [name for name in columns if name not in header]
+        if missing:
+            raise _broken(path, f"no column {missing[0]!r}", f"the columns {', '.join(columns)}")
+        kept = [(at, name) for at, name in enumerate(header) if keep is None or name in keep]
+        for line in filter(None, lines):
+            line += [""] * (len(header) - len(line))
+            values = ((name, line[at].strip()) for at, name in kept)
+            # Most columns hold few different values, each of which is kept once.
+            rows.append({name: same.setdefault(value, value) for name, value in values})
     except csv.Error as error:
         raise _broken(path, f"broken CSV ({error})") from error
-    header = [name.strip() for name in lines[0]] if lines else []
-    missing = [name for name in columns if name not in header]
-    if missing:
-        raise _broken(path, f"no column {missing[0]!r}", f"the columns {', '.join(columns)}")
-    rows = []
-    for line in filter(None, lines[1:]):
-        values = [value.strip() for value in line] + [""] * (len(header) - len(line))
-        rows.append(dict(zip(header, values, strict=False)))
     return rows
 
 

@@ -117,7 +117,9 @@ class Seen:
 
     def _columns(self, planes):
         """Names, patients and prints (N, planes, SIDE, SIDE) of the images, or of the volumes."""
-        kept = [(name, *case) for name, case in self._cases.items() if len(case[1]) == planes]
+        # Several threads add to this in any order.
+        cases = sorted(self._cases.items(), key=lambda item: item[0])
+        kept = [(name, *case) for name, case in cases if len(case[1]) == planes]
         names, patients, prints = zip(*kept, strict=True) if kept else ((), (), ())
         return names, patients, np.array(prints, np.int8).reshape(-1, planes, SIDE, SIDE)
 

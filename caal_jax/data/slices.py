@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from caal_jax.data.ahead import read_ahead
 from caal_jax.data.facts import RAW_TYPES, match_channels, slice_facts
 from caal_jax.data.letterbox import letterbox
 from caal_jax.data.records import RecordEntry
@@ -142,12 +143,15 @@ class SliceBank:
         """
         parts, skipped, num_empty, num_bytes, spool = [], [], 0, 0, None
         stays = _record_bytes(entries, image_size, min_foreground) > max_bytes
-        for done, entry in enumerate(entries, start=1):
+
+        def read(entry):
+            if stays:
+                return _point(entry, image_size, min_foreground)
+            return _cut(entry.load(), image_size, min_foreground)
+
+        for done, (entry, answer) in enumerate(read_ahead(read, entries), start=1):
             try:
-                if stays:
-                    part, empty = _point(entry, image_size, min_foreground)
-                else:
-                    part, empty = _cut(entry.load(), image_size, min_foreground)
+                part, empty = answer()
             except InputError as error:
                 skipped.append(f"{entry.case_id} ({error})")
             else:

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from caal_jax.data.ahead import read_ahead
 from caal_jax.data.facts import FOREGROUND_LEVEL, RAW_TYPES, slice_facts
 from caal_jax.data.slices import Batch, check_patients, other_patients, skipped_note, visits
 from caal_jax.data.spool import Spool
@@ -115,11 +116,14 @@ class VolumeBank:
         the first, are skipped with a note. Raises: InputError if fewer than min_patients remain.
         """
         found, skipped, num_bytes, spool = [], [], 0, None
-        for done, entry in enumerate(entries, start=1):
+
+        def read(entry):
+            case = entry.load()
+            return case, slice_facts(case).range, padded(case, patch)[0]
+
+        for done, (entry, answer) in enumerate(read_ahead(read, entries), start=1):
             try:
-                case = entry.load()
-                range_ = slice_facts(case).range
-                volume, _ = padded(case, patch)
+                case, range_, volume = answer()
                 channels = channels or volume.shape[-1]
                 if volume.shape[-1] != channels:
                     raise InputError(

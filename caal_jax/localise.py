@@ -423,7 +423,8 @@ class Prediction:
     sample, in nats, at most ln 2; high where members disagree. aleatoric: expected entropy in
     nats. std: standard deviation of the uncalibrated probability over all samples, what members,
     dropout and latents disagree about and the std head predicts together; its square is
-    mean(std_m^2) + var(mean_m) over members. foreground: bool. image: (..., C) as the network saw
+    mean(std_m^2) + var(mean_m) over members (of 2 or more samples each; less where mean_m lies so
+    near to 0 or 1 that `spread_samples` shortens std_m). foreground: bool. image: (..., C) as the network saw
     it. regions: the connected parts of anomaly >= 1/2, largest first. score: mean of the top share
     of the mean map, of volumes smoothed across slices, before calibration; score_std: its spread
     over all samples. uncertainty: `image_uncertainty` of the entropy maps over the foreground, such

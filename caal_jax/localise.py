@@ -420,15 +420,17 @@ class Prediction:
     """What a run says about one case; maps have the case's spatial shape, (H, W) or (D, H, W).
 
     anomaly: calibrated probability in [0, 1]. epistemic: mutual information of the label and the
-    sample, in nats, at most ln 2; high where members disagree. aleatoric: expected entropy in
-    nats. std: standard deviation of the uncalibrated probability over all samples, what members,
-    dropout and latents disagree about and the std head predicts together; its square is
-    mean(std_m^2) + var(mean_m) over members (of 2 or more samples each; less where mean_m lies so
-    near to 0 or 1 that `spread_samples` shortens std_m). foreground: bool. image: (..., C) as the network saw
-    it. regions: the connected parts of anomaly >= 1/2, largest first. score: mean of the top share
-    of the mean map, of volumes smoothed across slices, before calibration; score_std: its spread
-    over all samples. uncertainty: `image_uncertainty` of the entropy maps over the foreground, such
-    as "epistemic_top". probability: calibrated, that the case is abnormal. p_value: the share of
+    sample, in nats, at most ln 2; high where samples differ, be it by members that disagree, by
+    dropout or latents, or by the std head, whose std is how ambiguous the label is (with one member
+    and no dropout that is all there is). aleatoric: expected entropy in nats. std: standard
+    deviation of the uncalibrated probability over all samples, what members, dropout and latents
+    disagree about and the std head predicts together; its square is mean(std_m^2) + var(mean_m)
+    over members (of 2 or more samples each; less where mean_m lies so near to 0 or 1 that
+    `spread_samples` shortens std_m). foreground: bool. image: (..., C) as the network saw it.
+    regions: the connected parts of anomaly >= 1/2, largest first. score: mean of the top share of
+    the mean map, of volumes smoothed across slices, before calibration; score_std: its spread over
+    all samples. uncertainty: `image_uncertainty` of the entropy maps over the foreground, such as
+    "epistemic_top". probability: calibrated, that the case is abnormal. p_value: the share of
     held-out healthy cases that score as high. exceeds: whether the score is above the threshold,
     which is the verdict, "normal" or "abnormal", where that is not "abstain".
     """

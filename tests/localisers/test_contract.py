@@ -1,10 +1,12 @@
 """What every localiser promises, and how a config names one."""
 
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 from flax import linen as nn
 
@@ -171,6 +173,25 @@ def test_the_summary_counts_parameters_and_operations():
     assert found.parameters == 18
     assert found.flops == 2 * 18 * 8 * 10
     assert str(found) == "18 parameters, 2.88e-06 GFLOP per image"
+
+
+@pytest.mark.parametrize(("name", "width"), [("fpi_wrn", 1), ("nsa_resnet18", 8)])
+def test_dropout_differs_between_draws_and_is_off_in_a_plain_answer(name, width):
+    # A head without a std: whatever differs comes from dropout.
+    plain, dropping = (build(name, width=width, head="binary", dropout=p) for p in (0.0, 0.5))
+    rng = np.random.default_rng(0)
+    image = rng.random((1, 32, 32, 1), np.float32)
+    variables = parity.fill(jax.eval_shape(plain.init, KEY, image[0]), rng)
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def answers(variables, image):
+        ways = (dropping, 2), (dropping, 1), (plain, 1)
+        return [localiser.sample(variables, KEY, image, number) for localiser, number in ways]
+
+    draws, off, without = answers(variables, image)
+    assert np.abs(draws[0] - draws[1]).max() > 0.01
+    assert np.abs(draws - without).max((1, 2, 3, 4)).min() > 0.01
+    np.testing.assert_array_equal(off, without)
 
 
 def test_bfloat16_answers_are_close_to_float32():

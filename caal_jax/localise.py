@@ -429,10 +429,10 @@ class Prediction:
     `spread_samples` shortens std_m). foreground: bool. image: (..., C) as the network saw it.
     regions: the connected parts of anomaly >= 1/2, largest first. score: mean of the top share of
     the mean map, of volumes smoothed across slices, before calibration; score_std: its spread over
-    all samples. uncertainty: `image_uncertainty` of the entropy maps over the foreground, such as
-    "epistemic_top". probability: calibrated, that the case is abnormal. p_value: the share of
-    held-out healthy cases that score as high. exceeds: whether the score is above the threshold,
-    which is the verdict, "normal" or "abnormal", where that is not "abstain".
+    all samples. uncertainty: `image_uncertainties`, such as "epistemic_top". probability:
+    calibrated, that the case is abnormal. p_value: the share of held-out healthy cases that score
+    as high. exceeds: whether the score is above the threshold, which is the verdict, "normal" or
+    "abnormal", where that is not "abstain".
     """
 
     anomaly: np.ndarray
@@ -499,7 +499,7 @@ class FinishedRun:
         inside = native(found.foreground)
         regions = find_regions(
             anomaly,
-            {"epistemic": epistemic, "aleatoric": aleatoric},
+            {"epistemic": epistemic, "aleatoric": aleatoric, "std": std},
             spacing_mm=case.geometry.spacing_mm,
         )
         return Prediction(
@@ -523,25 +523,30 @@ class FinishedRun:
 
 
 def image_uncertainties(stack):
-    """`image_uncertainty` of a `Stack`'s three entropies: {"entropy_mean", ...}."""
+    """`image_uncertainty` of a `Stack`'s three entropies and its std: {"entropy_mean", ...}.
+
+    Found is what the mean map, before calibration, gives a probability of 1/2 or more.
+    """
     belief, inside = stack.belief, stack.foreground
+    here = belief.mean[inside] >= 0.5
 
     def entropy():
         if belief.predictive_entropy is not None:
             return belief.predictive_entropy[inside]
         return belief.mutual_information[inside] + belief.expected_entropy[inside]
 
-    found = {}
+    uncertainties = {}
     # One after the other: of a large volume each takes a good share of the memory.
     for name, take in (
         ("entropy", entropy),
         ("epistemic", lambda: belief.mutual_information[inside]),
         ("aleatoric", lambda: belief.expected_entropy[inside]),
+        ("std", lambda: np.sqrt(belief.variance[inside])),
     ):
         values = take()
-        summary = image_uncertainty(values, np.ones(values.shape, bool))
-        found |= {f"{name}_{how}": value for how, value in summary.items()}
-    return found
+        summary = image_uncertainty(values, np.ones(values.shape, bool), found=here)
+        uncertainties |= {f"{name}_{how}": value for how, value in summary.items()}
+    return uncertainties
 
 
 def read_members(workdir, config, channels):

@@ -72,11 +72,20 @@ def test_volumes_of_any_size(name):
     assert {leaf.ndim for leaf in jax.tree.leaves(variables)} == {1, 5}
 
 
-@pytest.mark.parametrize(("name", "head"), [*zip(LOCALISERS, reversed(HEADS), strict=True)])
+@pytest.mark.parametrize("name", LOCALISERS)
+@pytest.mark.parametrize("head", HEADS)
 def test_localisers_take_any_head(name, head):
-    *_, losses, samples = shapes_of(build(name, head=head), (1, 16, 16, 1), num_samples=2)
+    localiser = build(name, head=head)
+
+    def everything(image):
+        variables = localiser.init(KEY, image[0])
+        losses = localiser.loss(variables, KEY, Anomaly(image, image, image))
+        return losses, localiser.sample(variables, KEY, image, 2)
+
+    (loss, parts), samples = jax.eval_shape(everything, jnp.zeros((1, 16, 16, 1)))
     extra = {"kl"} if name in ("phiseg", "probabilistic_unet") else set()
-    assert losses.keys() == {"loss"} | HEADS[head]().weights.keys() | extra
+    assert parts.keys() == HEADS[head]().weights.keys() | extra
+    assert {part.shape for part in (loss, *parts.values())} == {()}
     assert samples.shape == (2, 1, 16, 16, 1)
 
 
@@ -99,6 +108,41 @@ def test_parameters_of_the_wide_resnet_by_hand(depth, up):
     widths = [16, 64, 128, 256, 256, 256] + [256] * (depth == 19) + [*up, 2]
     blocks = sum(block(i, o) for i, o in itertools.pairwise(widths))
     assert number_of_parameters("fpi_wrn", depth=depth) == 9 * 16 + blocks + 2
+
+
+def unit(i, o, taps=9):
+    """Parameters of a unit of PHiSeg, and of its latents and encoders below."""
+    return taps * i * o + 2 * o
+
+
+LEVELS = [32, 64, 128, 192, 192, 192, 192]
+
+
+def encoder(inputs):
+    return sum(unit(i, o) + 2 * unit(o, o) for i, o in itertools.pairwise([inputs, *LEVELS]))
+
+
+def test_parameters_of_phiseg_by_hand():
+    latents = (9 * 192 * 2 + 2) + (192 * 2 + 2)
+    likelihood, below = 0, None
+    for level in reversed(range(5)):
+        f, at_full = LEVELS[level], LEVELS[level + 2]
+        if level < 4:
+            latents += unit(2, 64) + unit(64, 64) + unit(at_full + 64, f) + unit(f, f)
+            latents += 2 * (2 * f + 2)
+            likelihood += unit(below, f) + unit(2 * f, at_full) + unit(at_full, at_full)
+        likelihood += unit(2, f) + 3 * unit(f, f)
+        below = at_full if level < 4 else f
+        likelihood += below * 2 + 2
+    expected = encoder(1) + encoder(2) + 2 * latents + likelihood
+    assert number_of_parameters("phiseg") == expected
+
+
+def test_parameters_of_the_probabilistic_unet_by_hand():
+    decoder = sum(unit(i + o, o) + 2 * unit(o, o) for i, o in itertools.pairwise(LEVELS[::-1]))
+    combine = unit(32 + 6, 32, 1) + 2 * unit(32, 32, 1) + 32 * 2 + 2
+    expected = 2 * encoder(1) + encoder(2) + decoder + 2 * 2 * (192 * 6 + 6) + combine
+    assert number_of_parameters("probabilistic_unet") == expected
 
 
 def number_of_parameters(name, **options):
@@ -192,6 +236,46 @@ def test_dropout_differs_between_draws_and_is_off_in_a_plain_answer(name, width)
     assert np.abs(draws[0] - draws[1]).max() > 0.01
     assert np.abs(draws - without).max((1, 2, 3, 4)).min() > 0.01
     np.testing.assert_array_equal(off, without)
+
+
+@pytest.mark.parametrize(("name", "depth"), [("fpi_wrn", 16), ("fpi_wrn", 19), ("nsa_resnet18", 0)])
+def test_nothing_passes_by_the_bottleneck(name, depth):
+    rng = np.random.default_rng(0)
+    images = rng.random((2, 64, 64, 1), np.float32)
+    localiser = build(name, width=8 if name == "nsa_resnet18" else 1, depth=depth, head="binary")
+    variables = parity.fill(jax.eval_shape(localiser.init, KEY, images[0]), rng)
+
+    shape = (1, 1, 64, 32) if name == "nsa_resnet18" else None
+
+    def closed(path, leaf):
+        # The first norm of the decoder, or the kernel from the most channels to half of them.
+        shut = {16: "GroupNorm_10", 19: "GroupNorm_12"}.get(depth) == path[1].key
+        return np.zeros_like(leaf) if shut or leaf.shape == shape else leaf
+
+    sample = jax.jit(
+        lambda variables: localiser.sample(variables, KEY, images, 1)[0],
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    one, other = sample(variables)
+    assert np.abs(one - other).max() > 0.01
+    one, other = sample(jax.tree_util.tree_map_with_path(closed, variables))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", LOCALISERS)
+def test_gradients_in_bfloat16_are_finite(name):
+    rng = np.random.default_rng(0)
+    image = rng.random((2, 32, 32, 1), np.float32)
+    localiser = build(name, compute_dtype="bfloat16", **({"width": 8} if "nsa" in name else {}))
+    variables = parity.fill(jax.eval_shape(localiser.init, KEY, image[0]), rng)
+    batch = Anomaly(image, image, image)
+    gradient = jax.jit(
+        jax.grad(lambda v: localiser.loss(v, KEY, batch)[0]),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )(variables)
+    for leaf in jax.tree.leaves(gradient):
+        assert np.isfinite(leaf).all()
+    assert np.mean([np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient)]) > 0.9
 
 
 def test_bfloat16_answers_are_close_to_float32():

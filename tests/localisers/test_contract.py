@@ -6,6 +6,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import parity
 import pytest
 from flax import linen as nn
@@ -260,6 +261,33 @@ def test_nothing_passes_by_the_bottleneck(name, depth):
     assert np.abs(one - other).max() > 0.01
     one, other = sample(jax.tree_util.tree_map_with_path(closed, variables))
     np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(("name", "width"), [("fpi_wrn", 1), ("probabilistic_unet", 4)])
+def test_learns_one_image_by_heart(name, width):
+    # The U-Net and PHiSeg have such tests of their own; the ResNet takes too long for one.
+    rng = np.random.default_rng(0)
+    image, label = rng.random((1, 32, 32, 1), np.float32), np.zeros((1, 32, 32, 1), np.float32)
+    label[:, 8:24, 8:24] = 0.7
+    floor = -np.mean(label > 0) * (0.7 * np.log(0.7) + 0.3 * np.log(0.3))
+    localiser = build(name, width=width, head="binary")
+    optimizer = optax.adam(3e-2)
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def step(variables, state, key):
+        (_, parts), gradient = jax.value_and_grad(localiser.loss, has_aux=True)(
+            variables, key, Anomaly(image, label, label)
+        )
+        update, state = optimizer.update(gradient, state)
+        return optax.apply_updates(variables, update), state, parts["bce"] - floor
+
+    variables = parity.fill(jax.eval_shape(localiser.init, KEY, image[0]), rng)
+    state, excess = optimizer.init(variables), []
+    for number in range(100):
+        variables, state, above = step(variables, state, jax.random.key(number))
+        excess.append(above)
+    assert excess[0] > 0.2
+    assert excess[-1] < 0.01
 
 
 @pytest.mark.parametrize("name", LOCALISERS)

@@ -48,6 +48,7 @@ LOCALISER_OPTIONS = {
     "depth": 0,
     "latent_levels": 0,
     "dropout": 0.0,
+    "residual": True,
     "compute_dtype": "float32",
 }
 HEAD_OPTIONS = {"std_weight": 1.0, "num_classes": 0}
@@ -70,11 +71,32 @@ def build_localiser(config):
         )
     head = _make(config, "head", localisers.HEADS, HEAD_OPTIONS)
     given = {"head": head}
-    patch = read_patch_size(config)
+    patch, spacing = read_patch_size(config), read_spacing(config)
     if patch and config.localiser == "unet":
         # A flat patch is one of thick slices: the network first leaves its short side as it is.
-        given["spacing_mm"] = tuple(max(patch) / side for side in patch)
+        given["spacing_mm"] = spacing or tuple(max(patch) / side for side in patch)
     return _make(config, "localiser", localisers.LOCALISERS, LOCALISER_OPTIONS, **given)
+
+
+def read_spacing(config):
+    """`config.spacing_mm` along (D, H, W), or None where it is empty. Raises `InputError`."""
+    text = config.get("spacing_mm", "")  # older runs have no such field
+    if not text:
+        return None
+    try:
+        spacing = tuple(map(float, text.split(",")))
+    except ValueError:
+        spacing = ()
+    positive = len(spacing) == 3 and all(0 < size < math.inf for size in spacing)
+    if not positive or config.localiser != "unet" or not read_patch_size(config):
+        raise InputError(
+            "config.spacing_mm",
+            found=repr(text),
+            expected="three millimetres (slices, rows, columns), as in 5,1,1, for localiser 'unet'"
+            " and a config.patch_size",
+            remedy="Correct it, or leave it empty to go by the sides of the patch.",
+        )
+    return spacing
 
 
 def _make(config, field, known, unset, **given):

@@ -186,10 +186,40 @@ def test_mistyped_names_are_refused_with_the_right_ones():
         ("fpi_wrn", "depth", 4),
         ("fpi_wrn", "depth", 18),
         ("phiseg", "latent_levels", 8),
+        ("phiseg", "residual", False),
     ],
 )
 def test_options_that_a_localiser_does_not_have_are_refused(localiser, option, value):
     refuse(rf"config.{option}: found {value}; expected", localiser=localiser, **{option: value})
+
+
+def volume_parameters(**changes):
+    config = training_config()
+    config.update({"patch_size": "16,16,16", **SMALL["unet"], **changes})
+    return jax.eval_shape(build_localiser(config).init, KEY, jnp.zeros((16, 16, 16, 1)))["params"]
+
+
+def test_thick_slices_are_told_by_their_spacing():
+    # The stem folds 2 x 2 x 2 voxels of two channels, of slices of 5 mm 1 x 2 x 2.
+    assert volume_parameters()["Conv_0"]["kernel"].shape == (3, 3, 3, 16, 4)
+    thick = volume_parameters(spacing_mm="5, 1, 1")
+    assert thick["Conv_0"]["kernel"].shape == (3, 3, 3, 8, 4)
+    assert volume_parameters(spacing_mm="2,1,1") == volume_parameters()
+    # By default a flat patch is one of thick slices; its spacing says otherwise.
+    assert volume_parameters(patch_size="8,64,64") == thick
+    assert volume_parameters(patch_size="8,64,64", spacing_mm="1,1,1") == volume_parameters()
+
+
+@pytest.mark.parametrize("text", ["5,1", "5,1,x", "5,0,1", "5,1,inf", "5 1 1"])
+def test_a_mistyped_spacing_is_refused(text):
+    refuse("config.spacing_mm.*as in 5,1,1", spacing_mm=text, patch_size="16,16,16")
+
+
+def test_a_spacing_without_strides_to_choose_is_refused():
+    refuse("config.spacing_mm.*config.patch_size", spacing_mm="5,1,1")
+    refuse(
+        "config.spacing_mm.*'unet'", spacing_mm="5,1,1", patch_size="16,16,16", localiser="phiseg"
+    )
 
 
 def test_options_of_another_head_are_refused():

@@ -1,7 +1,9 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import parity
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
@@ -108,6 +110,34 @@ def test_odd_sizes_are_edge_padded_and_cropped_back_in_place(variables):
 def test_number_of_parameters(options, channels, golden):
     variables = jax.eval_shape(unet(**options).init, KEY, jnp.zeros((16, 16, channels)))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == golden
+
+
+def test_a_plain_block_is_two_convolutions():
+    net, residual = (UNet(width=8, depth=1, stem=1, residual=kind) for kind in (False, True))
+    image = BATCH.image[:1]
+    variables = parity.fill(jax.eval_shape(net.init, KEY, image), np.random.default_rng(0))
+    params = variables["params"]
+
+    def act(x, number):
+        return nn.relu(nn.GroupNorm(2).apply({"params": params[f"GroupNorm_{number}"]}, x))
+
+    def literally(params, add):
+        def conv(x, number):
+            kernel = params[f"Conv_{number}"]["kernel"]
+            numbers = ("NHWC", "HWIO", "NHWC")
+            return jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=numbers
+            )
+
+        x = conv(jnp.concatenate([(image - 0.3) / 0.3, local_contrast(image) / 0.1], -1), 0)
+        x = add * x + conv(act(conv(act(x, 0), 1), 1), 2)
+        return conv(act(x, 2), 3) + params["Conv_3"]["bias"].reshape(1, 1, 1, -1)
+
+    for one, add in ((net, 0.0), (residual, 1.0)):
+        found = jax.jit(one.apply, compiler_options=QUICK)(variables, image)
+        expected = jax.jit(literally, compiler_options=QUICK)(params, add)
+        assert_allclose(found, expected, atol=1e-4)
+    assert expected.std() > 0.1
 
 
 @pytest.mark.parametrize(

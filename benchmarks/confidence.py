@@ -52,6 +52,7 @@ COLUMNS = {
     "AURC": ("confidence", "aurc"),
     "error AUROC": ("confidence", "error_auroc"),
     "error AUROC of disagreement": ("confidence", "error_auroc_epistemic"),
+    "error AUROC of the std": ("confidence", "by_uncertainty", "std", "error_auroc"),
 }
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -85,9 +86,12 @@ def row_results(name, method, options):
     return evaluate(config, workdir, dataset)
 
 
-def cell(results, section, key):
-    """A number with its interval, in three digits that count."""
-    value, interval = results[section][key], results[section].get(f"{key}_ci95")
+def cell(results, *path):
+    """A number with its interval, if it has one, in three digits that count."""
+    *sections, key = path
+    for section in sections:
+        results = results[section]
+    value, interval = results[key], results.get(f"{key}_ci95")
     if value is None:
         return "n/a"
     if not interval or None in interval:
@@ -122,8 +126,10 @@ HEADER = """# Ways of being uncertain
 
 Brackets are 95 % bootstrap intervals over patients. ECE, Brier score and AURC: lower is better;
 the rest: higher. The error AUROC asks whether the predictive entropy finds wrong pixels, the next
-column whether the disagreement of samples alone (mutual information) does; a single network without
-samples has no disagreement. Minutes: training and evaluation.
+column whether the difference of samples alone (mutual information) does, the last whether their
+standard deviation does. Samples of a std head differ by how ambiguous it finds the label, those of
+the others by what the networks do not know; a single network without samples has neither.
+Minutes: training and evaluation.
 """
 
 

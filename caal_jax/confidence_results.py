@@ -15,9 +15,10 @@ LN2 = float(np.log(2))
 UNCERTAINTIES = {"entropy": LN2, "probability": 1.0, "epistemic": LN2, "aleatoric": LN2, "std": 0.5}
 REGION_COLUMNS = (
     *("case_id", "region", "size_px", "size_mm", "centre_px", "box_px"),
-    *("probability", "peak", "epistemic", "aleatoric"),
+    *("probability", "peak", "epistemic", "aleatoric", "entropy", "std"),
 )
 RISK_BINS = 2048  # of `risk_scale`
+COVERAGES = (80, 90, 95)  # percent kept
 IMAGE_BINS = 5  # of equal mass: there are few images
 
 
@@ -75,6 +76,7 @@ def regions_of(prediction, mask, spacing_mm):
     maps = {
         "epistemic": prediction.epistemic,
         "aleatoric": prediction.aleatoric,
+        "std": prediction.std,
         "share_of_truth": mask,
     }
     found = find_regions(prediction.anomaly, maps, spacing_mm=spacing_mm)
@@ -83,7 +85,9 @@ def regions_of(prediction, mask, spacing_mm):
 
 def _region_facts(region):
     facts = region._asdict()
-    return facts | facts.pop("means")
+    means = facts.pop("means")
+    # The predictive entropy is the sum of the other two, and so is its mean.
+    return facts | means | {"entropy": means["epistemic"] + means["aleatoric"]}
 
 
 def region_rows(case_id, regions):
@@ -128,7 +132,6 @@ POOLED = {
 }
 # The same without intervals, each of which costs a second.
 PLAIN = {
-    "ece_class_wise": ("calibrated", metrics.class_wise_calibration_error_from_statistics),
     "ece_decision": ("calibrated", metrics.decision_calibration_error_from_statistics),
     "max_calibration_error": ("calibrated", metrics.maximum_calibration_error_from_statistics),
     "rms_calibration_error": (
@@ -141,14 +144,13 @@ PLAIN = {
     "patch_accurate_given_certain": ("patches", metrics.accurate_given_certain),
     "patch_uncertain_given_wrong": ("patches", metrics.uncertain_given_wrong),
     "patch_pavpu": ("patches", metrics.pavpu),
-    "risk_at_coverage_80": (
-        "risk",
-        functools.partial(metrics.risk_at_coverage_from_statistics, coverage=0.8),
-    ),
-    "risk_at_coverage_95": (
-        "risk",
-        functools.partial(metrics.risk_at_coverage_from_statistics, coverage=0.95),
-    ),
+    **{
+        f"risk_at_coverage_{percent}": (
+            "risk",
+            functools.partial(metrics.risk_at_coverage_from_statistics, coverage=percent / 100),
+        )
+        for percent in COVERAGES
+    },
 }
 
 
@@ -189,7 +191,8 @@ def by_uncertainty(cases, groups):
     """How well each uncertainty of UNCERTAINTIES finds wrong pixels: {name: numbers}.
 
     error_auroc_per_image: the mean over images that have both wrong and right pixels.
-    error_correlation: Spearman's, of |probability - truth| with it, the mean over images.
+    error_correlation: Spearman's, of |probability - truth| with it, the mean over images where
+    neither is constant. num_images_*: how many images these means are of.
     gain: error AUROC above that of the entropy, which needs neither samples nor members.
     """
     if not cases:
@@ -202,15 +205,19 @@ def by_uncertainty(cases, groups):
         total = risks.sum(0)
         per_image = [metrics.error_auroc_from_statistics(one) for one in risks]
         correlations = [case.correlations[name] for case in cases]
+        auroc, num_auroc = metrics.macro_mean(per_image)
+        correlation, num_correlation = metrics.macro_mean(correlations)
         row = {
             "aurc": metrics.aurc_from_statistics(total),
             "excess_aurc": metrics.excess_aurc_from_statistics(total),
             "error_auroc": metrics.error_auroc_from_statistics(total),
             "error_ap": metrics.error_average_precision_from_statistics(total),
-            "error_auroc_per_image": _mean_of_defined(per_image),
-            "error_correlation": _mean_of_defined(correlations),
+            "error_auroc_per_image": auroc,
+            "error_correlation": correlation,
         }
         found[name] = {key: number(value) for key, value in row.items()}
+        found[name]["num_images_error_auroc"] = num_auroc
+        found[name]["num_images_error_correlation"] = num_correlation
         if name != "entropy":
             both = np.stack([risks, plain], axis=1)
             found[name] |= _with_interval("gain", both, _auroc_difference, groups)
@@ -260,13 +267,24 @@ def image_confidence(cases, groups):
         "entropy_of_probability": entr(p) + entr(1 - p),
     }
     found["by_uncertainty"] = {
-        name: {
-            "aurc": number(metrics.aurc(wrong.astype(float), values)),
-            "error_auroc": number(metrics.error_auroc(values, wrong)),
-        }
+        name: _image_selection(wrong.astype(float), values)
         for name, values in uncertainties.items()
     }
     return found
+
+
+def _image_selection(errors, uncertainty):
+    risks = {
+        f"risk_at_coverage_{percent}": metrics.risk_at_coverage(errors, uncertainty, percent / 100)
+        for percent in COVERAGES
+    }
+    found = {
+        "aurc": metrics.aurc(errors, uncertainty),
+        "excess_aurc": metrics.excess_aurc(errors, uncertainty),
+        **risks,
+        "error_auroc": metrics.error_auroc(uncertainty, errors),
+    }
+    return {name: number(value) for name, value in found.items()}
 
 
 def region_confidence(cases):
@@ -278,9 +296,9 @@ def region_confidence(cases):
     if not cases:
         return {}
     regions = [region for case in cases for region in case.found_regions]
-    probability, epistemic, aleatoric, truth = (
+    probability, truth = (
         np.array([region[name] for region in regions], float)
-        for name in ("probability", "epistemic", "aleatoric", "share_of_truth")
+        for name in ("probability", "share_of_truth")
     )
     right = truth > 0
     found = {
@@ -288,9 +306,12 @@ def region_confidence(cases):
         "precision": _mean(right),
         "ece": metrics.expected_calibration_error(probability, right, IMAGE_BINS, equal_mass=True),
         "error_auroc_probability": metrics.error_auroc(1 - probability, ~right),
-        "error_auroc_epistemic": metrics.error_auroc(epistemic, ~right),
-        "error_auroc_aleatoric": metrics.error_auroc(aleatoric, ~right),
     }
+    names = ("epistemic", "aleatoric", "entropy", "std")
+    # Statistics of earlier versions lack the last two.
+    for name in (n for n in names if all(n in region for region in regions)):
+        values = np.array([region[name] for region in regions], float)
+        found[f"error_auroc_{name}"] = metrics.error_auroc(values, ~right)
     return {
         name: value if name == "num_regions" else number(value) for name, value in found.items()
     }
@@ -311,11 +332,6 @@ def _with_interval(name, statistics, metric, groups):
     low, high = metrics.bootstrap_interval(statistics, metric, **groups)
     value = metric(statistics.sum(0))
     return {name: number(value), f"{name}_ci95": [number(low), number(high)]}
-
-
-def _mean_of_defined(values):
-    kept = [value for value in values if not np.isnan(value)]
-    return np.mean(kept) if kept else np.nan
 
 
 def _mean(values):

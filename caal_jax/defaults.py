@@ -20,6 +20,9 @@ def training_config():
     # size at their own resolution, in place of slices of image_size. Tasks: cutpaste, fpi, pii,
     # probabilistic_pii.
     config.patch_size = ""
+    # Slices, rows, columns of such volumes in mm, as in "5,1,1": the U-Net halves an axis while its
+    # spacing is at most twice the finest. "": by the sides of the patch, flat for thick slices.
+    config.spacing_mm = ""
     config.foreground_threshold = 0.05  # of the robust intensity range
 
     # The synthetic anomalies, made on the device inside the training step.
@@ -39,6 +42,7 @@ def training_config():
     config.localiser = "unet"
     config.width = 0  # channels of the first level (unet 24); of fpi_wrn the widening (4)
     config.depth = 0  # levels (unet 4); of fpi_wrn layers, 16 ("dec") or 19 ("decdeeper")
+    config.residual = True  # unet: each block adds its input to what it makes of it
     config.latent_levels = 0  # phiseg's (5)
     config.dropout = 0.0  # > 0 and num_samples > 1: Monte Carlo dropout
     # What is learnt of the label: std (mean and std), binary, gaussian, intensity or classes.

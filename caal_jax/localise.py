@@ -48,6 +48,7 @@ LOCALISER_OPTIONS = {
     "depth": 0,
     "latent_levels": 0,
     "dropout": 0.0,
+    "residual": True,
     "compute_dtype": "float32",
 }
 HEAD_OPTIONS = {"std_weight": 1.0, "num_classes": 0}
@@ -70,11 +71,32 @@ def build_localiser(config):
         )
     head = _make(config, "head", localisers.HEADS, HEAD_OPTIONS)
     given = {"head": head}
-    patch = read_patch_size(config)
+    patch, spacing = read_patch_size(config), read_spacing(config)
     if patch and config.localiser == "unet":
         # A flat patch is one of thick slices: the network first leaves its short side as it is.
-        given["spacing_mm"] = tuple(max(patch) / side for side in patch)
+        given["spacing_mm"] = spacing or tuple(max(patch) / side for side in patch)
     return _make(config, "localiser", localisers.LOCALISERS, LOCALISER_OPTIONS, **given)
+
+
+def read_spacing(config):
+    """`config.spacing_mm` along (D, H, W), or None where it is empty. Raises `InputError`."""
+    text = config.get("spacing_mm", "")  # older runs have no such field
+    if not text:
+        return None
+    try:
+        spacing = tuple(map(float, text.split(",")))
+    except ValueError:
+        spacing = ()
+    positive = len(spacing) == 3 and all(0 < size < math.inf for size in spacing)
+    if not positive or config.localiser != "unet" or not read_patch_size(config):
+        raise InputError(
+            "config.spacing_mm",
+            found=repr(text),
+            expected="three millimetres (slices, rows, columns), as in 5,1,1, for localiser 'unet'"
+            " and a config.patch_size",
+            remedy="Correct it, or leave it empty to go by the sides of the patch.",
+        )
+    return spacing
 
 
 def _make(config, field, known, unset, **given):
@@ -446,16 +468,19 @@ class Prediction:
     """What a run says about one case; maps have the case's spatial shape, (H, W) or (D, H, W).
 
     anomaly: calibrated probability in [0, 1]. epistemic: mutual information of the label and the
-    sample, in nats, at most ln 2; high where members disagree. aleatoric: expected entropy in
-    nats. std: standard deviation of the uncalibrated probability over all samples, what members,
-    dropout and latents disagree about and the std head predicts together; its square is
-    mean(std_m^2) + var(mean_m) over members. foreground: bool. image: (..., C) as the network saw
-    it. regions: the connected parts of anomaly >= 1/2, largest first. score: mean of the top share
-    of the mean map, of volumes smoothed across slices, before calibration; score_std: its spread
-    over all samples. uncertainty: `image_uncertainty` of the entropy maps over the foreground, such
-    as "epistemic_top". probability: calibrated, that the case is abnormal. p_value: the share of
-    held-out healthy cases that score as high. exceeds: whether the score is above the threshold,
-    which is the verdict, "normal" or "abnormal", where that is not "abstain".
+    sample, in nats, at most ln 2; high where samples differ, be it by members that disagree, by
+    dropout or latents, or by the std head, whose std is how ambiguous the label is (with one member
+    and no dropout that is all there is). aleatoric: expected entropy in nats. std: standard
+    deviation of the uncalibrated probability over all samples, what members, dropout and latents
+    disagree about and the std head predicts together; its square is mean(std_m^2) + var(mean_m)
+    over members (of 2 or more samples each; less where mean_m lies so near to 0 or 1 that
+    `spread_samples` shortens std_m). foreground: bool. image: (..., C) as the network saw it.
+    regions: the connected parts of anomaly >= 1/2, largest first. score: mean of the top share of
+    the mean map, of volumes smoothed across slices, before calibration; score_std: its spread over
+    all samples. uncertainty: `image_uncertainties`, such as "epistemic_top". probability:
+    calibrated, that the case is abnormal. p_value: the share of held-out healthy cases that score
+    as high. exceeds: whether the score is above the threshold, which is the verdict, "normal" or
+    "abnormal", where that is not "abstain".
     """
 
     anomaly: np.ndarray
@@ -523,7 +548,7 @@ class FinishedRun:
         anomaly, epistemic, aleatoric, std = (native(maps.pop(0)) for _ in range(4))
         regions = find_regions(
             anomaly,
-            {"epistemic": epistemic, "aleatoric": aleatoric},
+            {"epistemic": epistemic, "aleatoric": aleatoric, "std": std},
             spacing_mm=case.geometry.spacing_mm,
         )
         return Prediction(
@@ -547,25 +572,30 @@ class FinishedRun:
 
 
 def image_uncertainties(stack):
-    """`image_uncertainty` of a `Stack`'s three entropies: {"entropy_mean", ...}."""
+    """`image_uncertainty` of a `Stack`'s three entropies and its std: {"entropy_mean", ...}.
+
+    Found is what the mean map, before calibration, gives a probability of 1/2 or more.
+    """
     belief, inside = stack.belief, stack.foreground
+    here = belief.mean[inside] >= 0.5
 
     def entropy():
         if belief.predictive_entropy is not None:
             return belief.predictive_entropy[inside]
         return belief.mutual_information[inside] + belief.expected_entropy[inside]
 
-    found = {}
+    uncertainties = {}
     # One after the other: of a large volume each takes a good share of the memory.
     for name, take in (
         ("entropy", entropy),
         ("epistemic", lambda: belief.mutual_information[inside]),
         ("aleatoric", lambda: belief.expected_entropy[inside]),
+        ("std", lambda: np.sqrt(belief.variance[inside])),
     ):
         values = take()
-        summary = image_uncertainty(values, np.ones(values.shape, bool))
-        found |= {f"{name}_{how}": value for how, value in summary.items()}
-    return found
+        summary = image_uncertainty(values, np.ones(values.shape, bool), found=here)
+        uncertainties |= {f"{name}_{how}": value for how, value in summary.items()}
+    return uncertainties
 
 
 def read_members(workdir, config, channels):

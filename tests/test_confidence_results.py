@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy import ndimage
 from scipy.special import expit, logit
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -119,6 +120,8 @@ def test_every_uncertainty_is_judged_by_the_pixels_it_finds(found, name):
             per_image.append(roc_auc_score(wrong.ravel(), own.ravel()))
     assert_allclose(row["error_auroc_per_image"], np.mean(per_image), atol=2e-3)
     assert_allclose(row["error_correlation"], np.mean(correlations), rtol=1e-6)
+    assert 0 < row["num_images_error_auroc"] == len(per_image) < len(MADE)
+    assert row["num_images_error_correlation"] == len(MADE)
     if name != "entropy":
         plain = roc_auc_score(WRONG, MAPS["entropy"])
         assert_allclose(row["gain"], wanted["error_auroc"] - plain, atol=2e-3)
@@ -130,7 +133,6 @@ def test_pixels_are_calibrated_as_the_exact_metrics_say(found):
     wanted = {
         "ece": metrics.expected_calibration_error(MEAN, TRUTH),
         "ece_equal_mass": metrics.expected_calibration_error(MEAN, TRUTH, equal_mass=True),
-        "ece_class_wise": metrics.expected_calibration_error(MEAN, TRUTH),
         "ece_decision": metrics.decision_calibration_error(MEAN, TRUTH),
         "ece_lesion": 1 - MEAN[TRUTH].mean(),
         "max_calibration_error": metrics.maximum_calibration_error(MEAN, TRUTH),
@@ -141,6 +143,7 @@ def test_pixels_are_calibrated_as_the_exact_metrics_say(found):
         "brier_uncertainty": parts.uncertainty,
         "nll": metrics.negative_log_likelihood(MEAN, TRUTH),
         "risk_at_coverage_80": metrics.risk_at_coverage(WRONG.astype(float), MAPS["entropy"], 0.8),
+        "risk_at_coverage_90": metrics.risk_at_coverage(WRONG.astype(float), MAPS["entropy"], 0.9),
         "patch_pavpu": metrics.pavpu(PATCHES),
         "patch_accurate_given_certain": metrics.accurate_given_certain(PATCHES),
         "patch_uncertain_given_wrong": metrics.uncertain_given_wrong(PATCHES),
@@ -179,10 +182,17 @@ def test_images(found, cases):
     assert_allclose(by_name["score_std"]["error_auroc"], roc_auc_score(wrong, stds))
     plain = entropy(scores)
     assert_allclose(by_name["entropy_of_probability"]["error_auroc"], roc_auc_score(wrong, plain))
-    assert_allclose(
-        by_name["epistemic_top"]["aurc"],
-        metrics.aurc(wrong.astype(float), [c.uncertainty["epistemic_top"] for c in cases]),
-    )
+    errors, top = wrong.astype(float), [case.uncertainty["epistemic_top"] for case in cases]
+    wanted = {
+        "aurc": metrics.aurc(errors, top),
+        "excess_aurc": metrics.excess_aurc(errors, top),
+        # Of 12 images: the surest 10, 11 and 12.
+        "risk_at_coverage_80": np.mean(errors[np.argsort(top)[:10]]),
+        "risk_at_coverage_90": np.mean(errors[np.argsort(top)[:11]]),
+        "risk_at_coverage_95": np.mean(errors),
+    }
+    for name, value in wanted.items():
+        assert_allclose(by_name["epistemic_top"][name], value, err_msg=name)
 
 
 def test_regions(found, cases):
@@ -193,26 +203,42 @@ def test_regions(found, cases):
     assert_allclose(region["precision"], hit.mean())
     epistemic = [one["epistemic"] for one in own]
     assert_allclose(region["error_auroc_epistemic"], roc_auc_score(~hit, epistemic))
+    entropy_of = [one["epistemic"] + one["aleatoric"] for one in own]
+    assert_allclose(region["error_auroc_entropy"], roc_auc_score(~hit, entropy_of))
+    stds = [one["std"] for one in own]
+    assert_allclose(region["error_auroc_std"], roc_auc_score(~hit, stds))
     probability = np.array([one["probability"] for one in own])
     assert_allclose(region["error_auroc_probability"], roc_auc_score(~hit, 1 - probability))
     rows = results.region_rows("x", cases[0].found_regions)
     first = dict(zip(results.REGION_COLUMNS, rows[0], strict=True))
     assert (first["case_id"], first["region"]) == ("x", 1)
     assert first["size_mm"] == first["size_px"] == own[0]["size_px"] > 30
+    found_at = MADE[0][1].anomaly >= 0.5
+    largest = ndimage.label(found_at, np.ones((3, 3)))[0]
+    largest = largest == np.argmax(np.bincount(largest[found_at]))
+    assert_allclose(first["std"], MADE[0][1].std[largest].mean(), rtol=1e-6)
+    assert_allclose(first["entropy"], first["epistemic"] + first["aleatoric"])
     assert first["box_px"].count(":") == 2
     assert len(rows) == len(cases[0].found_regions)
 
 
 def test_a_region_that_touches_the_truth_is_right():
     regions = [
-        {"share_of_truth": share, "probability": 0.7, "epistemic": u, "aleatoric": u}
+        {"share_of_truth": share, "probability": 0.7}
+        | dict.fromkeys(("epistemic", "aleatoric", "entropy", "std"), u)
         for share, u in ((0.2, 0.1), (0.9, 0.2), (0.0, 0.3))
     ]
     found = results.region_confidence([SimpleNamespace(found_regions=regions)])
     assert_allclose(found["precision"], 2 / 3)
     assert_allclose(found["ece"], 0.7 - 2 / 3)
     assert found["error_auroc_epistemic"] == 1
+    assert found["error_auroc_std"] == 1
     assert found["error_auroc_probability"] == 0.5
+    # As an earlier version kept it.
+    del regions[0]["std"]
+    assert "error_auroc_std" not in results.region_confidence(
+        [SimpleNamespace(found_regions=regions)]
+    )
 
 
 def test_what_is_kept_survives_the_disk(tmp_path, cases):

@@ -1,5 +1,6 @@
 """From a stack of slices to the score of a case."""
 
+import dataclasses
 import math
 
 import jax
@@ -12,7 +13,7 @@ from scipy import ndimage, signal
 from caal_jax.confidence import belief as beliefs
 from caal_jax.confidence.sketch import sketch
 from caal_jax.defaults import training_config
-from caal_jax.localise import Stack, image_scores
+from caal_jax.localise import Stack, image_scores, image_uncertainties
 
 FRACTION = 0.02
 
@@ -75,3 +76,24 @@ def test_the_spread_is_that_of_unsmoothed_samples():
     first = stack.image[..., 0]
     # A sketch is exact but for one bin, 0.055 in logit.
     assert spread[0] == pytest.approx(top_mean(first, stack.foreground), rel=0.03)
+
+
+def test_every_uncertainty_of_an_image_is_of_its_foreground():
+    stack = make_stack(3)
+    stack = dataclasses.replace(stack, belief=stack.belief._replace(mean=2 * stack.belief.mean))
+    belief, inside = stack.belief, stack.foreground
+    found = image_uncertainties(stack)
+    maps = {
+        "entropy": belief.predictive_entropy,
+        "epistemic": belief.mutual_information,
+        "aleatoric": belief.expected_entropy,
+        "std": np.sqrt(belief.variance),
+    }
+    ways = ("mean", "top", "max", "found")
+    assert list(found) == [f"{name}_{how}" for name in maps for how in ways]
+    here = inside & (belief.mean >= 0.5)
+    assert 0 < here.sum() < inside.sum() / 2
+    for name, values in maps.items():
+        assert_allclose(found[f"{name}_mean"], values[inside].mean(), rtol=1e-5)
+        assert_allclose(found[f"{name}_max"], values[inside].max(), rtol=1e-6)
+        assert_allclose(found[f"{name}_found"], values[here].mean(), rtol=1e-5)

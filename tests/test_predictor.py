@@ -13,6 +13,7 @@ from caal_jax.localise import PREDICT_DRAW, Predictor, build_localiser, new_mode
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((5, 16, 16, 1)).astype(np.float32)
+TINY_LATENT = {"width": 2, "depth": 1, "num_members": 2, "augment": "mirror"}
 FOREGROUND = RNG.random((5, 16, 16, 1)) < 0.7
 
 
@@ -69,8 +70,11 @@ def loop(config, members):
     [
         {"dropout": 0.3, "augment": "mirror+shifts"},
         {"num_members": 1, "dropout": 0.3, "num_samples": 20},  # in calls of two slices
+        # Heads without a std: only members and latents differ.
+        {"localiser": "phiseg", "latent_levels": 1, "head": "intensity", **TINY_LATENT},
+        {"localiser": "probabilistic_unet", "head": "intensity", **TINY_LATENT},
     ],
-    ids=["ensemble, dropout and views", "many samples"],
+    ids=["ensemble, dropout and views", "many samples", "phiseg", "probabilistic_unet"],
 )
 def test_all_samples_enter_the_belief(changes):
     config = tiny_config(**changes)

@@ -28,6 +28,7 @@ class Belief(NamedTuple):
     predictive_entropy: H(m), in [0, ln 2]; the sum of the two below.
     expected_entropy: sum_s H(p_s) / S, aleatoric: what each sample finds ambiguous.
     mutual_information: H(m) - expected_entropy >= 0, epistemic: where samples disagree.
+        So does the ambiguity of the label, where samples were spread by a head's std of it.
     """
 
     mean: jax.Array

@@ -68,11 +68,12 @@ def conformal_p_value(score, healthy_scores):
 
 
 def verdict(score, *, threshold, score_std, z=1.0):
-    """ "abnormal" if score > threshold, else "normal", but "abstain" where members disagree.
+    """ "abnormal" if score > threshold, else "normal", but "abstain" where samples disagree.
 
-    score_std: standard deviation of the score over members, the same image scored from each one's
+    score_std: standard deviation of the score over samples, the same image scored from each one's
     map alone. The method abstains if |score - threshold| < z * score_std: another draw of members
-    could then well have decided otherwise. A lone member (score_std 0) or z = 0 never abstains.
+    could then well have decided otherwise, or the label itself is ambiguous (samples of a std
+    head). A lone sample (score_std 0) or z = 0 never abstains.
     """
     if abs(score - threshold) < z * score_std:
         return "abstain"

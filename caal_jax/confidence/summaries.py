@@ -26,21 +26,26 @@ class Region(NamedTuple):
     means: dict[str, float]
 
 
-def image_uncertainty(uncertainty, foreground, *, q=TOP_SHARE):
-    """{"mean", "top", "max"} of an uncertainty map over the foreground; floats.
+def image_uncertainty(uncertainty, foreground, *, found=None, q=TOP_SHARE):
+    """{"mean", "top", "max", "found"} of an uncertainty map over the foreground; floats.
 
     uncertainty: (H, W) or (D, H, W); foreground: that shape, bool. top: the mean of the largest
-    share `q`. All 0 where there is no foreground. The spread of the image score over samples
-    (`Prediction.score_std`) is usually the better number: it knows how pixels err together.
+    share `q`. found: the mean where a map of that shape, bool, holds too, such as probability >=
+    1/2; left out without one. All 0 where there is no such pixel. The spread of the image score
+    over samples (`Prediction.score_std`) is usually the better number: it knows how pixels err
+    together.
     """
     inside = uncertainty[foreground]
-    if not inside.size:
-        return {"mean": 0.0, "top": 0.0, "max": 0.0}
-    return {
-        "mean": float(np.mean(inside, dtype=np.float64)),
+    summary = {
+        "mean": _mean(inside),
         "top": volume_score(uncertainty, foreground, q=q),
-        "max": float(inside.max()),
+        "max": float(inside.max(initial=0.0)),
     }
+    return summary if found is None else summary | {"found": _mean(inside[found[foreground]])}
+
+
+def _mean(values):
+    return float(np.mean(values, dtype=np.float64)) if values.size else 0.0
 
 
 def find_regions(probability, maps, *, threshold=0.5, spacing_mm=None, most=100):

@@ -54,9 +54,14 @@ def tile(x, num_samples):
 def spread_samples(head, outputs, num_samples):
     """Outputs (1 or S, B, ..., K) -> probabilities (S, B, ..., 1) that also show the head's std.
 
-    Sample s is mean + z_s * std, clipped to [0, 1], with z_s the S normal quantiles at
-    (s + 1/2) / S: the mean itself if S is 1.
+    Sample s is mean + z_s * std, with z_s the S normal quantiles at (s + 1/2) / S, scaled to a
+    variance of 1; the mean itself if S is 1. No step is longer than the way from the mean to the
+    nearer of 0 and 1: shortened on both sides alike, the samples keep their mean, while their
+    variance is std^2 only where none is too long (S = 2: std <= mean <= 1 - std).
     """
     mean, std = head.predict(outputs)
     z = ndtri((jnp.arange(num_samples) + 0.5) / num_samples)
-    return jnp.clip(mean + z.reshape(-1, *[1] * (mean.ndim - 1)) * std, 0.0, 1.0)
+    if num_samples > 1:
+        z = z / jnp.sqrt(jnp.mean(z**2))
+    room = jnp.minimum(mean, 1 - mean)
+    return mean + jnp.clip(z.reshape(-1, *[1] * (mean.ndim - 1)) * std, -room, room)

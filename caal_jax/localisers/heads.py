@@ -109,7 +109,9 @@ def classes(*, num_classes=5):
     """K label levels c / (K - 1), by categorical cross-entropy; predicts the expected level.
 
     A label between two levels is shared among both, in proportion, so that none is biased; FPI's
-    K-class labels lie on the levels. Paper: FPI, arXiv 2011.04197.
+    K-class labels lie on the levels. What is believed later knows the expected level alone, as one
+    probability per pixel is what a sample is: its entropies are those of a coin of that probability
+    and not those of the K levels. Paper: FPI, arXiv 2011.04197.
     """
     if num_classes < 2:
         raise InputError(

@@ -55,6 +55,7 @@ class UNet(nn.Module):
     spacing_mm: per spatial axis; None means alike along all. See `strides_of`.
     initial: what each output channel starts at.
     dtype: of the convolutions' and norms' results; parameters and outputs are float32.
+    residual: False for plain blocks, which do not add their input to what they make of it.
     Besides the image it sees each pixel's difference from its neighbours, the fine texture. Skips
     are added. Any size: the input is edge-padded to a multiple of the total stride and cropped
     back.
@@ -67,6 +68,7 @@ class UNet(nn.Module):
     spacing_mm: tuple[float, ...] | None = None
     initial: tuple[float, ...] = mean_and_std().initial
     dtype: Any = None
+    residual: bool = True
 
     @nn.compact
     def __call__(self, images, keys=None):
@@ -85,26 +87,27 @@ class UNet(nn.Module):
         def conv(size, window, **options):
             return nn.Conv(size, window, dtype=self.dtype, conv_general_dilated=convolve, **options)
 
-        def residual(x):
+        def convolve_twice(x):
             nonlocal block
             y = conv(x.shape[-1], kernel, use_bias=False)(activate(x, self.dtype))
             if self.dropout and keys is not None:
                 block_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, block)
                 y = drop_channels(y, self.dropout, block_keys)
             block += 1
-            return x + conv(x.shape[-1], kernel, use_bias=False)(activate(y, self.dtype))
+            y = conv(x.shape[-1], kernel, use_bias=False)(activate(y, self.dtype))
+            return x + y if self.residual else y
 
         x = conv(features[0], kernel, use_bias=False)(space_to_depth(images, stem))
         skips = []
         for level, size in enumerate(features):
             if level:
                 x = conv(size, pointwise, use_bias=False)(space_to_depth(x, downs[level - 1]))
-            x = residual(x)
+            x = convolve_twice(x)
             skips.append(x)
         for level in reversed(range(self.depth - 1)):
             # Narrowing before doubling does the 1x1 convolution on a quarter of the pixels.
             x = conv(features[level], pointwise)(activate(x, self.dtype))
-            x = residual(repeat(x, downs[level]) + skips[level])
+            x = convolve_twice(repeat(x, downs[level]) + skips[level])
         x = activate(x, self.dtype)
         if self.stem == 2:
             last = max(4, self.width // 3)
@@ -126,6 +129,7 @@ def unet(
     depth=4,
     dropout=0.0,
     stem=2,
+    residual=True,
     spacing_mm=None,
     head=None,
     compute_dtype="float32",
@@ -135,5 +139,5 @@ def unet(
     head: a `Head`, by default `mean_and_std()`. Other options: see `UNet`.
     """
     head = head or mean_and_std()
-    net = UNet(width, depth, dropout, stem, spacing_mm, head.initial, compute_dtype)
+    net = UNet(width, depth, dropout, stem, spacing_mm, head.initial, compute_dtype, residual)
     return deterministic(net, head, dropout=dropout)

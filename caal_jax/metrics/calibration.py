@@ -123,15 +123,6 @@ def of_decision(statistics):
     return np.where(positive[..., None], statistics, of_healthy_class(statistics)[..., ::-1, :])
 
 
-def class_wise_calibration_error_from_statistics(statistics, num_bins=15):
-    """`class_wise_calibration_error` of two classes, from statistics (..., K, 3) of the second."""
-    both = [
-        expected_calibration_error_from_statistics(one, num_bins)
-        for one in (statistics, of_healthy_class(statistics))
-    ]
-    return np.mean(both, axis=0)
-
-
 def decision_calibration_error_from_statistics(statistics, num_bins=15):
     """`decision_calibration_error` from statistics (..., K, 3)."""
     # Nothing is below one half, so half of these bins stay empty.

@@ -6,7 +6,6 @@ from scipy.special import digamma
 from caal_jax.metrics.calibration import (
     PROBABILITY_FLOOR,
     brier_parts_from_statistics,
-    class_wise_calibration_error_from_statistics,
     decision_calibration_error_from_statistics,
     expected_calibration_error_from_statistics,
     lesion_calibration_error_from_statistics,
@@ -147,10 +146,6 @@ class ScoreHistogram:
                 self.statistics, num_bins, equal_mass=equal_mass, debiased=debiased
             )
         )
-
-    def class_wise_calibration_error(self, num_bins=15):
-        """Mean of the ECE of p for the anomalous and of 1 - p for the healthy class."""
-        return float(class_wise_calibration_error_from_statistics(self.statistics, num_bins))
 
     def decision_calibration_error(self, num_bins=15):
         return float(decision_calibration_error_from_statistics(self.statistics, num_bins))

@@ -21,6 +21,10 @@ def test_image_uncertainty_matches_a_sort():
     assert image_uncertainty(loud, foreground) == found
     nothing = image_uncertainty(uncertainty, np.zeros(foreground.shape, bool))
     assert nothing == {"mean": 0, "top": 0, "max": 0}
+    here = RNG.random(uncertainty.shape) < 0.1
+    found = image_uncertainty(uncertainty, foreground, found=here)
+    assert_allclose(found["found"], uncertainty[foreground & here].mean(), rtol=1e-6)
+    assert image_uncertainty(uncertainty, foreground, found=~foreground)["found"] == 0
 
 
 @pytest.mark.parametrize("shape", [(40, 30), (9, 20, 16)])

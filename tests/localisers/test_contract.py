@@ -1,10 +1,13 @@
 """What every localiser promises, and how a config names one."""
 
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import parity
 import pytest
 from flax import linen as nn
 
@@ -70,11 +73,20 @@ def test_volumes_of_any_size(name):
     assert {leaf.ndim for leaf in jax.tree.leaves(variables)} == {1, 5}
 
 
-@pytest.mark.parametrize(("name", "head"), [*zip(LOCALISERS, reversed(HEADS), strict=True)])
+@pytest.mark.parametrize("name", LOCALISERS)
+@pytest.mark.parametrize("head", HEADS)
 def test_localisers_take_any_head(name, head):
-    *_, losses, samples = shapes_of(build(name, head=head), (1, 16, 16, 1), num_samples=2)
+    localiser = build(name, head=head)
+
+    def everything(image):
+        variables = localiser.init(KEY, image[0])
+        losses = localiser.loss(variables, KEY, Anomaly(image, image, image))
+        return losses, localiser.sample(variables, KEY, image, 2)
+
+    (loss, parts), samples = jax.eval_shape(everything, jnp.zeros((1, 16, 16, 1)))
     extra = {"kl"} if name in ("phiseg", "probabilistic_unet") else set()
-    assert losses.keys() == {"loss"} | HEADS[head]().weights.keys() | extra
+    assert parts.keys() == HEADS[head]().weights.keys() | extra
+    assert {part.shape for part in (loss, *parts.values())} == {()}
     assert samples.shape == (2, 1, 16, 16, 1)
 
 
@@ -97,6 +109,41 @@ def test_parameters_of_the_wide_resnet_by_hand(depth, up):
     widths = [16, 64, 128, 256, 256, 256] + [256] * (depth == 19) + [*up, 2]
     blocks = sum(block(i, o) for i, o in itertools.pairwise(widths))
     assert number_of_parameters("fpi_wrn", depth=depth) == 9 * 16 + blocks + 2
+
+
+def unit(i, o, taps=9):
+    """Parameters of a unit of PHiSeg, and of its latents and encoders below."""
+    return taps * i * o + 2 * o
+
+
+LEVELS = [32, 64, 128, 192, 192, 192, 192]
+
+
+def encoder(inputs):
+    return sum(unit(i, o) + 2 * unit(o, o) for i, o in itertools.pairwise([inputs, *LEVELS]))
+
+
+def test_parameters_of_phiseg_by_hand():
+    latents = (9 * 192 * 2 + 2) + (192 * 2 + 2)
+    likelihood, below = 0, None
+    for level in reversed(range(5)):
+        f, at_full = LEVELS[level], LEVELS[level + 2]
+        if level < 4:
+            latents += unit(2, 64) + unit(64, 64) + unit(at_full + 64, f) + unit(f, f)
+            latents += 2 * (2 * f + 2)
+            likelihood += unit(below, f) + unit(2 * f, at_full) + unit(at_full, at_full)
+        likelihood += unit(2, f) + 3 * unit(f, f)
+        below = at_full if level < 4 else f
+        likelihood += below * 2 + 2
+    expected = encoder(1) + encoder(2) + 2 * latents + likelihood
+    assert number_of_parameters("phiseg") == expected
+
+
+def test_parameters_of_the_probabilistic_unet_by_hand():
+    decoder = sum(unit(i + o, o) + 2 * unit(o, o) for i, o in itertools.pairwise(LEVELS[::-1]))
+    combine = unit(32 + 6, 32, 1) + 2 * unit(32, 32, 1) + 32 * 2 + 2
+    expected = 2 * encoder(1) + encoder(2) + decoder + 2 * 2 * (192 * 6 + 6) + combine
+    assert number_of_parameters("probabilistic_unet") == expected
 
 
 def number_of_parameters(name, **options):
@@ -139,10 +186,40 @@ def test_mistyped_names_are_refused_with_the_right_ones():
         ("fpi_wrn", "depth", 4),
         ("fpi_wrn", "depth", 18),
         ("phiseg", "latent_levels", 8),
+        ("phiseg", "residual", False),
     ],
 )
 def test_options_that_a_localiser_does_not_have_are_refused(localiser, option, value):
     refuse(rf"config.{option}: found {value}; expected", localiser=localiser, **{option: value})
+
+
+def volume_parameters(**changes):
+    config = training_config()
+    config.update({"patch_size": "16,16,16", **SMALL["unet"], **changes})
+    return jax.eval_shape(build_localiser(config).init, KEY, jnp.zeros((16, 16, 16, 1)))["params"]
+
+
+def test_thick_slices_are_told_by_their_spacing():
+    # The stem folds 2 x 2 x 2 voxels of two channels, of slices of 5 mm 1 x 2 x 2.
+    assert volume_parameters()["Conv_0"]["kernel"].shape == (3, 3, 3, 16, 4)
+    thick = volume_parameters(spacing_mm="5, 1, 1")
+    assert thick["Conv_0"]["kernel"].shape == (3, 3, 3, 8, 4)
+    assert volume_parameters(spacing_mm="2,1,1") == volume_parameters()
+    # By default a flat patch is one of thick slices; its spacing says otherwise.
+    assert volume_parameters(patch_size="8,64,64") == thick
+    assert volume_parameters(patch_size="8,64,64", spacing_mm="1,1,1") == volume_parameters()
+
+
+@pytest.mark.parametrize("text", ["5,1", "5,1,x", "5,0,1", "5,1,inf", "5 1 1"])
+def test_a_mistyped_spacing_is_refused(text):
+    refuse("config.spacing_mm.*as in 5,1,1", spacing_mm=text, patch_size="16,16,16")
+
+
+def test_a_spacing_without_strides_to_choose_is_refused():
+    refuse("config.spacing_mm.*config.patch_size", spacing_mm="5,1,1")
+    refuse(
+        "config.spacing_mm.*'unet'", spacing_mm="5,1,1", patch_size="16,16,16", localiser="phiseg"
+    )
 
 
 def test_options_of_another_head_are_refused():
@@ -171,6 +248,92 @@ def test_the_summary_counts_parameters_and_operations():
     assert found.parameters == 18
     assert found.flops == 2 * 18 * 8 * 10
     assert str(found) == "18 parameters, 2.88e-06 GFLOP per image"
+
+
+@pytest.mark.parametrize(("name", "width"), [("fpi_wrn", 1), ("nsa_resnet18", 8)])
+def test_dropout_differs_between_draws_and_is_off_in_a_plain_answer(name, width):
+    # A head without a std: whatever differs comes from dropout.
+    plain, dropping = (build(name, width=width, head="binary", dropout=p) for p in (0.0, 0.5))
+    rng = np.random.default_rng(0)
+    image = rng.random((1, 32, 32, 1), np.float32)
+    variables = parity.fill(jax.eval_shape(plain.init, KEY, image[0]), rng)
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def answers(variables, image):
+        ways = (dropping, 2), (dropping, 1), (plain, 1)
+        return [localiser.sample(variables, KEY, image, number) for localiser, number in ways]
+
+    draws, off, without = answers(variables, image)
+    assert np.abs(draws[0] - draws[1]).max() > 0.01
+    assert np.abs(draws - without).max((1, 2, 3, 4)).min() > 0.01
+    np.testing.assert_array_equal(off, without)
+
+
+@pytest.mark.parametrize(("name", "depth"), [("fpi_wrn", 16), ("fpi_wrn", 19), ("nsa_resnet18", 0)])
+def test_nothing_passes_by_the_bottleneck(name, depth):
+    rng = np.random.default_rng(0)
+    images = rng.random((2, 64, 64, 1), np.float32)
+    localiser = build(name, width=8 if name == "nsa_resnet18" else 1, depth=depth, head="binary")
+    variables = parity.fill(jax.eval_shape(localiser.init, KEY, images[0]), rng)
+
+    shape = (1, 1, 64, 32) if name == "nsa_resnet18" else None
+
+    def closed(path, leaf):
+        # The first norm of the decoder, or the kernel from the most channels to half of them.
+        shut = {16: "GroupNorm_10", 19: "GroupNorm_12"}.get(depth) == path[1].key
+        return np.zeros_like(leaf) if shut or leaf.shape == shape else leaf
+
+    sample = jax.jit(
+        lambda variables: localiser.sample(variables, KEY, images, 1)[0],
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    one, other = sample(variables)
+    assert np.abs(one - other).max() > 0.01
+    one, other = sample(jax.tree_util.tree_map_with_path(closed, variables))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(("name", "width"), [("fpi_wrn", 1), ("probabilistic_unet", 4)])
+def test_learns_one_image_by_heart(name, width):
+    # The U-Net and PHiSeg have such tests of their own; the ResNet takes too long for one.
+    rng = np.random.default_rng(0)
+    image, label = rng.random((1, 32, 32, 1), np.float32), np.zeros((1, 32, 32, 1), np.float32)
+    label[:, 8:24, 8:24] = 0.7
+    floor = -np.mean(label > 0) * (0.7 * np.log(0.7) + 0.3 * np.log(0.3))
+    localiser = build(name, width=width, head="binary")
+    optimizer = optax.adam(3e-2)
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def step(variables, state, key):
+        (_, parts), gradient = jax.value_and_grad(localiser.loss, has_aux=True)(
+            variables, key, Anomaly(image, label, label)
+        )
+        update, state = optimizer.update(gradient, state)
+        return optax.apply_updates(variables, update), state, parts["bce"] - floor
+
+    variables = parity.fill(jax.eval_shape(localiser.init, KEY, image[0]), rng)
+    state, excess = optimizer.init(variables), []
+    for number in range(100):
+        variables, state, above = step(variables, state, jax.random.key(number))
+        excess.append(above)
+    assert excess[0] > 0.2
+    assert excess[-1] < 0.01
+
+
+@pytest.mark.parametrize("name", LOCALISERS)
+def test_gradients_in_bfloat16_are_finite(name):
+    rng = np.random.default_rng(0)
+    image = rng.random((2, 32, 32, 1), np.float32)
+    localiser = build(name, compute_dtype="bfloat16", **({"width": 8} if "nsa" in name else {}))
+    variables = parity.fill(jax.eval_shape(localiser.init, KEY, image[0]), rng)
+    batch = Anomaly(image, image, image)
+    gradient = jax.jit(
+        jax.grad(lambda v: localiser.loss(v, KEY, batch)[0]),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )(variables)
+    for leaf in jax.tree.leaves(gradient):
+        assert np.isfinite(leaf).all()
+    assert np.mean([np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient)]) > 0.9
 
 
 def test_bfloat16_answers_are_close_to_float32():

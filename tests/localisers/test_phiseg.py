@@ -56,13 +56,13 @@ def changed(variables, part, change):
     return jax.tree_util.tree_map_with_path(one, variables)
 
 
-def without_spread(variables, part):
-    """The standard deviations of all latents of `part` nearly 0: their second convolution's."""
+def without_spread(variables, part, raw=-30):
+    """All latents of `part` with one std, softplus(raw), nearly 0: their second convolution's."""
 
     def quiet(names, leaf):
         if "Conv_1" not in names or not any("Gaussian" in each for each in names):
             return leaf
-        return np.zeros_like(leaf) if names[-1] == "kernel" else np.full_like(leaf, -30)
+        return np.zeros_like(leaf) if names[-1] == "kernel" else np.full_like(leaf, raw)
 
     return changed(variables, part, quiet)
 
@@ -139,27 +139,82 @@ def test_a_loss_with_a_key_per_example_can_be_split_over_devices(name, variables
     assert abs(other - whole[0]) > 1e-5
 
 
-def cross_entropy(logit):
-    p = expit(np.float64(logit))
-    return -np.mean(LABEL * np.log(p) + (1 - LABEL) * np.log1p(-p))
-
-
-def test_the_loss_of_phiseg_literally():
-    # Without spread in the posterior the loss's own draws of noise do not matter.
+def test_a_sample_of_phiseg_is_the_sum_of_all_levels():
     net = PHiSeg(**SIZES, levels=2, initial=(0.0,))
     noise = [np.zeros((2, *shape), np.float32) for shape in net.latent_shapes((16, 8))]
     shapes = jax.eval_shape(net.init, KEY, IMAGE, LABEL, noise)
+    variables = parity.fill(shapes, np.random.default_rng(2))
+
+    @jitted
+    def levels_of(variables, noise):
+        maps = net.apply(variables, IMAGE, method="encode")
+        return net.apply(variables, maps, noise, method="draw")
+
+    fine, coarse = (np.float64(level) for level in levels_of(variables, noise))
+    assert_allclose(DRAW["phiseg"](variables, KEY, IMAGE, 1)[0], expit(fine + coarse), atol=1e-5)
+    for level in (fine, coarse):
+        assert np.abs(expit(fine + coarse) - expit(level)).max() > 0.05
+    # Draw s of all images: the s-th key's normal variables, level by level.
+    for s, key in enumerate(jax.random.split(KEY, 2)):
+        keys = jax.random.split(key, 2)
+        each = [jax.random.normal(k, n.shape[1:]) for k, n in zip(keys, noise, strict=True)]
+        fine, coarse = levels_of(variables, [jnp.stack([n, n]) for n in each])
+        drawn = DRAW["phiseg"](variables, KEY, IMAGE, 2)[s]
+        assert_allclose(drawn, expit(np.float64(fine + coarse)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "coarser"), [((16, 8), 4), ((4, 8, 4), 8)], ids=["images", "volumes"]
+)
+def test_the_loss_of_phiseg_literally(sizes, coarser):
+    image, label = np.reshape((IMAGE, LABEL), (2, 2, *sizes, 1))
+
+    def cross_entropy(logit):
+        p = expit(np.float64(logit))
+        return -np.mean(label * np.log(p) + (1 - label) * np.log1p(-p))
+
+    # Without spread in the posterior the loss's own draws of noise do not matter.
+    net = PHiSeg(**SIZES, levels=2, initial=(0.0,))
+    noise = [np.zeros((2, *shape), np.float32) for shape in net.latent_shapes(sizes)]
+    shapes = jax.eval_shape(net.init, KEY, image, label, noise)
     certain = without_spread(parity.fill(shapes, np.random.default_rng(2)), "posterior")
-    (fine, coarse), q, p = jitted(net.apply)(certain, IMAGE, LABEL, noise)
+    # The divergence must not drown the cross-entropies.
+    certain = without_spread(certain, "prior", raw=1)
+    (fine, coarse), q, p = jitted(net.apply)(certain, image, label, noise)
     divergences = [divergence(a, b).mean() for a, b in zip(q, p, strict=True)]
-    kl = (divergences[0] + 4 * divergences[1]) / (16 * 8)
-    total, parts = LOSS["phiseg"](certain, KEY, BATCH)
+    kl = (divergences[0] + coarser * divergences[1]) / (16 * 8)
+    total, parts = LOSS["phiseg"](certain, KEY, Anomaly(image, label, np.zeros_like(label)))
     assert_allclose(parts["bce"], cross_entropy(fine + coarse), rtol=1e-4)
     assert_allclose(parts["kl"], kl, rtol=1e-4)
     # From coarse to fine: what is added last corrects what was there.
     assert abs(cross_entropy(fine) - cross_entropy(coarse)) > 0.01
     expected = cross_entropy(coarse) + cross_entropy(fine + coarse)
     assert_allclose(total - parts["kl"], expected, rtol=1e-3)
+
+
+def generalised_energy_distance(drawn, labels):
+    """Squared, of two sets of masks (N, ...), (M, ...) bool, pairs of a mask with itself included.
+
+    The distance of two masks is 1 - intersection over union, 0 if both are empty.
+    """
+
+    def distance(one, other):
+        union = np.count_nonzero(one | other)
+        return 1 - np.count_nonzero(one & other) / union if union else 0.0
+
+    def mean(some, others):
+        return np.mean([[distance(one, other) for other in others] for one in some])
+
+    return 2 * mean(drawn, labels) - mean(drawn, drawn) - mean(labels, labels)
+
+
+def test_the_energy_distance_by_hand():
+    left, right, all_of_it = np.array([[1, 0], [0, 1], [1, 1]], bool)
+    assert generalised_energy_distance([left, right], [right, left]) == 0
+    assert generalised_energy_distance([left], [right]) == 2
+    # 2 * 1/2 - 0 - (0 + 1 + 1 + 0) / 4
+    assert generalised_energy_distance([all_of_it], [left, right]) == 0.5
+    assert generalised_energy_distance([left & right], [left & right]) == 0
 
 
 def test_phiseg_learns_a_label_that_the_image_does_not_tell():
@@ -182,6 +237,10 @@ def test_phiseg_learns_a_label_that_the_image_does_not_tell():
     state = optimizer.init(variables)
     for number in range(120):
         variables, state, parts = step(variables, state, jax.random.key(number))
+    # As a set, draws are nearer to the two labels than one answer, even the best, can be.
+    many = np.asarray(DRAW["phiseg"](variables, KEY, image, 8))[:, 0] > 0.5
+    assert generalised_energy_distance(many, label > 0.5) < 0.4
+    assert generalised_energy_distance([np.ones_like(many[0])], label > 0.5) == 0.5
     drawn = np.asarray(DRAW["phiseg"](variables, KEY, image, 2))
     p = np.clip(np.float64(drawn), 1e-7, 1 - 1e-7)
     prior = -np.mean(label * np.log(p) + (1 - label) * np.log1p(-p))

@@ -1,7 +1,9 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import parity
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
@@ -110,6 +112,34 @@ def test_number_of_parameters(options, channels, golden):
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == golden
 
 
+def test_a_plain_block_is_two_convolutions():
+    net, residual = (UNet(width=8, depth=1, stem=1, residual=kind) for kind in (False, True))
+    image = BATCH.image[:1]
+    variables = parity.fill(jax.eval_shape(net.init, KEY, image), np.random.default_rng(0))
+    params = variables["params"]
+
+    def act(x, number):
+        return nn.relu(nn.GroupNorm(2).apply({"params": params[f"GroupNorm_{number}"]}, x))
+
+    def literally(params, add):
+        def conv(x, number):
+            kernel = params[f"Conv_{number}"]["kernel"]
+            numbers = ("NHWC", "HWIO", "NHWC")
+            return jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=numbers
+            )
+
+        x = conv(jnp.concatenate([(image - 0.3) / 0.3, local_contrast(image) / 0.1], -1), 0)
+        x = add * x + conv(act(conv(act(x, 0), 1), 1), 2)
+        return conv(act(x, 2), 3) + params["Conv_3"]["bias"].reshape(1, 1, 1, -1)
+
+    for one, add in ((net, 0.0), (residual, 1.0)):
+        found = jax.jit(one.apply, compiler_options=QUICK)(variables, image)
+        expected = jax.jit(literally, compiler_options=QUICK)(params, add)
+        assert_allclose(found, expected, atol=1e-4)
+    assert expected.std() > 0.1
+
+
 @pytest.mark.parametrize(
     "lift", [lambda f: f, jax.jit, lambda f: lambda x: jax.vmap(f)(x[None])[0]]
 )
@@ -139,12 +169,14 @@ def test_samples_without_dropout_are_normal_quantiles_of_the_std(variables):
     flat = with_head(variables, bias=[0.4, -3.0])
     found = np.asarray(draw_plain(flat, KEY, BATCH.image, 4))
     z = ndtri([0.125, 0.375, 0.625, 0.875])
+    z /= z.std()
     expected = expit(0.4) + z * np.log1p(np.exp(-3.0))
     assert_allclose(found, np.broadcast_to(expected[:, None, None, None, None], found.shape), 2e-6)
     assert_allclose(found.mean(0), expit(0.4), rtol=1e-6)
+    # A std of 3 has no room: every step ends at 1, or as far on the other side.
     wide = np.asarray(draw_plain(with_head(flat, bias=[0.4, 3.0]), KEY, BATCH.image, 4))
-    assert wide.min() == 0
-    assert wide.max() == 1
+    ends = np.repeat([2 * expit(0.4) - 1, 1], 2)
+    assert_allclose(wide, np.broadcast_to(ends[:, None, None, None, None], wide.shape), rtol=1e-6)
 
 
 def test_dropout_draws_depend_on_key_and_number_and_not_on_batch_mates(variables):
@@ -214,11 +246,11 @@ def test_learns_one_batch_by_heart(variables):
         return optax.apply_updates(params, update), state, parts
 
     params, state = variables, optimizer.init(variables)
-    for _ in range(80):
+    for _ in range(120):
         params, state, parts = step(params, state)
     before = plain_gradient(variables, KEY, BATCH)[0][1]
     assert before["bce"] - floor > 0.2
-    assert parts["bce"] - floor < 0.02
+    assert parts["bce"] - floor < 0.01
     assert parts["std"] < before["std"] / 3
 
 

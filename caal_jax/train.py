@@ -410,6 +410,11 @@ def train_part(config, workdir, part, bank, held_out):
                     rounds[round_], one = lifted(rounds[round_], number, which, batch)
                     found.append(one)
                 losses[round_] = mean_of(found)
+            if step == start:
+                jax.block_until_ready(losses)
+                if parallel.writes():
+                    text = f"first step, compiled: {time.monotonic() - began:.1f} s"
+                    print(text, flush=True)
             done = step + 1
             bar.update()
             stopping = asked(done)

@@ -1,6 +1,7 @@
 """What stops a training, and how it goes on; with a step that is compiled at once."""
 
 import os
+import re
 import shutil
 import signal
 from types import SimpleNamespace
@@ -110,9 +111,11 @@ def strike_at(monkeypatch, call, act):
     monkeypatch.setattr(train, "round_batches", struck)
 
 
-def test_sigterm_saves_the_step_and_the_run_goes_on(tmp_path, monkeypatch, run):
+def test_sigterm_saves_the_step_and_the_run_goes_on(tmp_path, monkeypatch, capsys, run):
     before = signal.getsignal(signal.SIGTERM)
     run(tmp_path / "whole")
+    told = capsys.readouterr().out
+    assert len(re.findall(r"^first step, compiled: \d+\.\d s$", told, re.M)) == 1
     strike_at(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted, match="step 5 is saved"):
         run(tmp_path / "stopped")

@@ -42,6 +42,7 @@ SAMPLES_PER_CALL = 64  # slices times their samples, which is what takes memory
 VOXELS_PER_CALL = 2**19  # of windows, times their samples
 
 COMPUTE_DTYPES = "float32", "bfloat16"
+ONLY_2D = "fpi_wrn", "nsa_resnet18"  # localisers that do not take volumes
 # Config fields that some localisers or heads take, and the values that leave them to their default.
 LOCALISER_OPTIONS = {
     "width": 0,
@@ -59,7 +60,8 @@ INIT_DRAW, PREDICT_DRAW, CALIBRATE_DRAW = (np.uint32(2**32 - n) for n in (1, 2, 
 def build_localiser(config):
     """The localiser that a config names, with its head and the options that the config sets.
 
-    Raises `InputError` for unknown names and for options that the named one does not have.
+    Raises `InputError` for unknown names, for options that the named one does not have, and for one
+    that does not take volumes where `config.patch_size` asks for those.
     """
     if config.get("compute_dtype", "float32") not in COMPUTE_DTYPES:
         raise InputError(
@@ -71,6 +73,14 @@ def build_localiser(config):
     head = _make(config, "head", localisers.HEADS, HEAD_OPTIONS)
     given = {"head": head}
     patch = read_patch_size(config)
+    if patch and config.localiser in ONLY_2D:
+        known = [name for name in localisers.LOCALISERS if name not in ONLY_2D]
+        raise InputError(
+            "config.localiser",
+            found=f"{config.localiser!r}, which is for images",
+            expected=" or ".join(map(repr, known)) + ", as config.patch_size is set",
+            remedy="Choose one of these, or leave config.patch_size empty.",
+        )
     if patch and config.localiser == "unet":
         # A flat patch is one of thick slices: the network first leaves its short side as it is.
         given["spacing_mm"] = tuple(max(patch) / side for side in patch)

@@ -5,8 +5,8 @@ python benchmarks/localisers.py [--names=unet,fpi_wrn] [--size=128] [--batch=8] 
 
 Train step: loss, gradient and Adam; inference: one map of probabilities per image. Both libraries
 get the same images, batch and precision, and take turns in one process; torch has channels_last
-(and torch.compile with --compile: not by default, as a small U-Net alone takes a minute or more then
-on two CPU cores). The default sizes of a network are those of its config.
+(and torch.compile with --compile: not by default, as a small U-Net alone then takes a minute or
+more on two CPU cores). The default sizes of a network are those of its config.
 Needs torch: pip install '.[torch]'.
 """
 

@@ -5,7 +5,9 @@ group of devices that share its batch; with fewer, the members go in rounds. The
 handed in and never see more than an axis name and its groups.
 
 Several processes (one per machine, say) train one ensemble over all their devices. Each holds only
-the rows of the device axis that are its own; process 0 writes, calibrates and evaluates.
+the rows of the device axis that are its own, and of each batch reads only those; the training set
+itself, unless it stays in records, each loads as a whole. Process 0 writes, calibrates and
+evaluates.
 """
 
 import contextlib
@@ -476,10 +478,17 @@ def local_slots(layout):
     return sorted({row // layout.group for row in layout.local})
 
 
+def local_rows(layout, slot, batch_size):
+    """(batch_size,) bool: the examples of a slot's batch that devices of this process hold."""
+    rows = np.zeros((layout.group, batch_size // layout.group), bool)
+    rows[[row % layout.group for row in layout.local if row // layout.group == slot]] = True
+    return rows.ravel()
+
+
 def stack_batches(batches, layout):
     """One batch (B, ...) per slot -> this process's rows (devices, B / group, ...).
 
-    Slots that are not in `local_slots` may be None.
+    Slots that are not in `local_slots` may be None; of others only the `local_rows` count.
     """
     parts = {slot: split_batch(batches[slot], layout) for slot in local_slots(layout)}
     places = [divmod(row, layout.group) for row in layout.local]

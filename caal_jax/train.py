@@ -491,11 +491,15 @@ def mean_of(trees):
 
 
 def round_batches(config, layout, round_, bank, seeds, step):
-    """The batch of each slot of a round; None for those that other processes compute."""
-    here = parallel.local_slots(layout)
+    """The batch of each slot of a round; what other processes compute is None or not read."""
+    here, size = parallel.local_slots(layout), config.batch_size // config.accumulation
+
+    def batch(slot, member):
+        rows = np.tile(parallel.local_rows(layout, slot, size), config.accumulation)
+        return bank.batch(seeds[member], step, config.batch_size, rows=rows)
+
     return [
-        bank.batch(seeds[m], step, config.batch_size) if slot in here else None
-        for slot, m in enumerate(layout.members(round_))
+        batch(slot, m) if slot in here else None for slot, m in enumerate(layout.members(round_))
     ]
 
 

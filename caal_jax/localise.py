@@ -70,10 +70,7 @@ def build_localiser(config):
             expected=" or ".join(map(repr, COMPUTE_DTYPES)),
             remedy="Choose one of these.",
         )
-    head = _make(config, "head", localisers.HEADS, HEAD_OPTIONS)
-    given = {"head": head}
-    patch = read_patch_size(config)
-    if patch and config.localiser in ONLY_2D:
+    if config.localiser in ONLY_2D and read_patch_size(config):
         known = [name for name in localisers.LOCALISERS if name not in ONLY_2D]
         raise InputError(
             "config.localiser",
@@ -81,6 +78,9 @@ def build_localiser(config):
             expected=" or ".join(map(repr, known)) + ", as config.patch_size is set",
             remedy="Choose one of these, or leave config.patch_size empty.",
         )
+    head = _make(config, "head", localisers.HEADS, HEAD_OPTIONS)
+    given = {"head": head}
+    patch = read_patch_size(config)
     if patch and config.localiser == "unet":
         # A flat patch is one of thick slices: the network first leaves its short side as it is.
         given["spacing_mm"] = tuple(max(patch) / side for side in patch)

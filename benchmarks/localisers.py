@@ -5,7 +5,8 @@ python benchmarks/localisers.py [--names=unet,fpi_wrn] [--size=128] [--batch=8] 
 
 Train step: loss, gradient and Adam; inference: one map of probabilities per image. Both libraries
 get the same images, batch and precision, and take turns in one process; torch has channels_last
-(and torch.compile with --compile). The default sizes of a network are those of its config.
+(and torch.compile with --compile: not by default, as a small U-Net alone then takes a minute or
+more on two CPU cores). The default sizes of a network are those of its config.
 Needs torch: pip install '.[torch]'.
 """
 
@@ -121,7 +122,10 @@ def torch_functions(name, variables, batch, dtype, compiled):
 
 
 def jax_functions(localiser, variables, batch, members):
-    """(train step of all members in turn, inference) of a localiser, both without arguments."""
+    """(train step of all members in turn, inference) of a localiser, both without arguments.
+
+    And the memory of the compiled step, the seconds of its compilation, the bytes of all states.
+    """
     optimizer = optax.adam(1e-3)
     # As in training: the batch is split over the devices, which on a CPU are its cores.
     count = math.gcd(jax.device_count(), len(batch.image))
@@ -130,6 +134,7 @@ def jax_functions(localiser, variables, batch, members):
     batch, variables = jax.device_put(batch, split), jax.device_put(variables, whole)
     copies = [jax.tree.map(jnp.array, variables) for _ in range(members)]
     states = [jax.device_put((copy, optimizer.init(copy)), whole) for copy in copies]
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(states))
 
     def step(state, key, batch):
         variables, opt_state = state
@@ -151,7 +156,7 @@ def jax_functions(localiser, variables, batch, members):
             states[number], loss = step(states[number], key, batch)
         return loss
 
-    return train, lambda: answer(variables, batch.image), step.memory_analysis(), seconds
+    return train, lambda: answer(variables, batch.image), step.memory_analysis(), seconds, held
 
 
 def torch_peak(function):
@@ -195,7 +200,7 @@ def main():
         quick = {"xla_backend_optimization_level": 0}
         variables = jax.jit(localiser.init, compiler_options=quick)(jax.random.key(0), image[0])
         theirs = torch_functions(name, variables, batch, options.dtype, options.compile)
-        *ours, memory, seconds = jax_functions(localiser, variables, batch, 1)
+        *ours, memory, seconds, held = jax_functions(localiser, variables, batch, 1)
         print(f"{name}: {localisers.summarise(localiser, shape[1:])}")
         for what, one, other in zip(("train step", "inference"), ours, theirs, strict=True):
             mine, peers = alternate(one, other, rounds=options.rounds)
@@ -212,9 +217,12 @@ def main():
             f"{told}; compiled in {seconds:.1f} s"
         )
         if options.members:
-            many, *_ = jax_functions(localiser, variables, batch, options.members)
+            many, *_, all_held = jax_functions(localiser, variables, batch, options.members)
             single, several = alternate(ours[0], many, rounds=options.rounds)
-            print(f"    {options.members} members cost {several / single:.2f} single ones")
+            print(
+                f"    {options.members} members cost {several / single:.2f} single ones in time, "
+                f"{all_held / held:.2f} in memory of their states"
+            )
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ SAMPLES_PER_CALL = 64  # slices times their samples, which is what takes memory
 VOXELS_PER_CALL = 2**19  # of windows, times their samples
 
 COMPUTE_DTYPES = "float32", "bfloat16"
+ONLY_2D = "fpi_wrn", "nsa_resnet18"  # localisers that do not take volumes
 # Config fields that some localisers or heads take, and the values that leave them to their default.
 LOCALISER_OPTIONS = {
     "width": 0,
@@ -60,7 +61,8 @@ INIT_DRAW, PREDICT_DRAW, CALIBRATE_DRAW = (np.uint32(2**32 - n) for n in (1, 2, 
 def build_localiser(config):
     """The localiser that a config names, with its head and the options that the config sets.
 
-    Raises `InputError` for unknown names and for options that the named one does not have.
+    Raises `InputError` for unknown names, for options that the named one does not have, and for one
+    that does not take volumes where `config.patch_size` asks for those.
     """
     if config.get("compute_dtype", "float32") not in COMPUTE_DTYPES:
         raise InputError(
@@ -68,6 +70,14 @@ def build_localiser(config):
             found=repr(config.compute_dtype),
             expected=" or ".join(map(repr, COMPUTE_DTYPES)),
             remedy="Choose one of these.",
+        )
+    if config.localiser in ONLY_2D and read_patch_size(config):
+        known = [name for name in localisers.LOCALISERS if name not in ONLY_2D]
+        raise InputError(
+            "config.localiser",
+            found=f"{config.localiser!r}, which is for images",
+            expected=" or ".join(map(repr, known)) + ", as config.patch_size is set",
+            remedy="Choose one of these, or leave config.patch_size empty.",
         )
     head = _make(config, "head", localisers.HEADS, HEAD_OPTIONS)
     given = {"head": head}

@@ -5,12 +5,15 @@ group of devices that share its batch; with fewer, the members go in rounds. The
 handed in and never see more than an axis name and its groups.
 
 Several processes (one per machine, say) train one ensemble over all their devices. Each holds only
-the rows of the device axis that are its own; process 0 writes, calibrates and evaluates.
+the rows of the device axis that are its own, and of each batch reads only those; the training set
+itself, unless it stays in records, each loads as a whole. Process 0 writes, calibrates and
+evaluates.
 """
 
 import contextlib
 import ctypes
 import dataclasses
+import importlib.util
 import json
 import os
 import platform
@@ -46,8 +49,9 @@ def start():
 
     Plain environment variables, for any launcher: JAX_COORDINATOR_ADDRESS (host:port of process
     0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. SLURM (srun with several tasks) and TPU pods (several
-    TPU_WORKER_HOSTNAMES) are recognised without them. Otherwise this process stays alone, and each
-    of its CPU cores becomes a device.
+    TPU_WORKER_HOSTNAMES, or a Cloud TPU VM among several) are recognised without them; of pods that
+    follows JAX's own detection and was not tried on one. Otherwise this process stays alone, and
+    each of its CPU cores becomes a device.
 
     Raises: `InputError` where the variables cannot be meant or the processes do not have equally
     many devices. Where not all come within JOIN_SECONDS, this process ends with status 1 and a
@@ -162,7 +166,32 @@ def _several_tasks():
     """Whether SLURM or a TPU pod started more than one process."""
     slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS") or 1)
     in_step = "SLURM_LOCALID" in os.environ and "SLURM_STEP_NODELIST" in os.environ
-    return (in_step and slurm > 1) or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    return (in_step and slurm > 1) or _tpu_hosts() > 1
+
+
+def _tpu_hosts():
+    """How many hosts the TPU slices of this one have; 1 without a TPU.
+
+    Kubernetes names them in the environment. Of a Cloud TPU VM only its metadata server knows:
+    JAX asks it, and nobody where there is no TPU.
+    """
+    names = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES"))
+    if names is not None:
+        return names.count(",") + 1
+    if not importlib.util.find_spec("libtpu"):
+        return 1
+    try:
+        # No part of JAX's interface, but what `jax.distributed.initialize` itself goes by.
+        from jax._src.clusters import GceTpuCluster
+
+        return GceTpuCluster.get_process_count() if GceTpuCluster.is_env_present() else 1
+    except (ImportError, AttributeError, OSError, ValueError) as error:
+        print(
+            f"warning: no word on other hosts of this TPU ({error}); if there are any, set "
+            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID",
+            file=sys.stderr,
+        )
+        return 1
 
 
 def leave(status):
@@ -449,10 +478,17 @@ def local_slots(layout):
     return sorted({row // layout.group for row in layout.local})
 
 
+def local_rows(layout, slot, batch_size):
+    """(batch_size,) bool: the examples of a slot's batch that devices of this process hold."""
+    rows = np.zeros((layout.group, batch_size // layout.group), bool)
+    rows[[row % layout.group for row in layout.local if row // layout.group == slot]] = True
+    return rows.ravel()
+
+
 def stack_batches(batches, layout):
     """One batch (B, ...) per slot -> this process's rows (devices, B / group, ...).
 
-    Slots that are not in `local_slots` may be None.
+    Slots that are not in `local_slots` may be None; of others only the `local_rows` count.
     """
     parts = {slot: split_batch(batches[slot], layout) for slot in local_slots(layout)}
     places = [divmod(row, layout.group) for row in layout.local]

@@ -220,13 +220,14 @@ def member_seed(config, member):
     return int(np.random.SeedSequence([config.seed, member]).generate_state(1)[0])
 
 
-def build_bank(config, entries, workdir, *, held_out_of=None):
+def build_bank(config, entries, folder, *, held_out_of=None):
     """The slices or volumes of the entries, with a progress bar.
 
-    held_out_of: the training bank that a bank of validation cases goes with.
+    folder: nobody else's; what does not fit into memory lies in files below it. held_out_of: the
+    training bank that a bank of validation cases goes with.
     """
     name = "train" if held_out_of is None else "held_out"
-    cache = workdir / "cache" / f"process_{jax.process_index()}" / name
+    cache = folder / "cache" / f"process_{jax.process_index()}" / name
     shutil.rmtree(cache, ignore_errors=True)  # what a killed process left there
     patch = read_patch_size(config)
     equalise = None
@@ -269,8 +270,13 @@ def train(config, workdir, dataset):
             claim(config, workdir)
             todo = parts_to_train(config, workdir)
         parts = [Part(folder, tuple(members)) for folder, members in parallel.agree(todo)]
+        own = workdir
+        if config.members:  # other processes may train other members in this workdir
+            own = workdir / parts[0].folder
+            if parallel.writes():
+                stack.enter_context(files.lock(own))
         seen = Seen()
-        bank = build_bank(config, seen.watch(dataset.train), workdir)
+        bank = build_bank(config, seen.watch(dataset.train), own)
         parallel.require_same("training data", [len(bank), bank.shape, bank.case_ids])
         facts = {
             "channels": bank.shape[-1],
@@ -281,12 +287,12 @@ def train(config, workdir, dataset):
         if parallel.writes():
             files.write_text(workdir / "training.json", json.dumps(facts, indent=1))
             seen.save(workdir / "fingerprints.npz")
-        held_out = build_bank(config, dataset.validation, workdir, held_out_of=bank)
+        held_out = build_bank(config, dataset.validation, own, held_out_of=bank)
         if held_out.shape != bank.shape:  # grey, beside training cases in colour
             held_out = None
         for part in parts:
             with contextlib.ExitStack() as held, memory_told(config):
-                if parallel.writes() and part.folder != ".":
+                if parallel.writes() and workdir / part.folder != own:
                     held.enter_context(files.lock(workdir / part.folder))
                 train_part(config, workdir, part, bank, held_out)
         if not parallel.writes() or config.members:
@@ -404,6 +410,11 @@ def train_part(config, workdir, part, bank, held_out):
                     rounds[round_], one = lifted(rounds[round_], number, which, batch)
                     found.append(one)
                 losses[round_] = mean_of(found)
+            if step == start:
+                jax.block_until_ready(losses)
+                if parallel.writes():
+                    text = f"first step, compiled: {time.monotonic() - began:.1f} s"
+                    print(text, flush=True)
             done = step + 1
             bar.update()
             stopping = asked(done)
@@ -480,11 +491,15 @@ def mean_of(trees):
 
 
 def round_batches(config, layout, round_, bank, seeds, step):
-    """The batch of each slot of a round; None for those that other processes compute."""
-    here = parallel.local_slots(layout)
+    """The batch of each slot of a round; what other processes compute is None or not read."""
+    here, size = parallel.local_slots(layout), config.batch_size // config.accumulation
+
+    def batch(slot, member):
+        rows = np.tile(parallel.local_rows(layout, slot, size), config.accumulation)
+        return bank.batch(seeds[member], step, config.batch_size, rows=rows)
+
     return [
-        bank.batch(seeds[m], step, config.batch_size) if slot in here else None
-        for slot, m in enumerate(layout.members(round_))
+        batch(slot, m) if slot in here else None for slot, m in enumerate(layout.members(round_))
     ]
 
 

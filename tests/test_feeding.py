@@ -1,8 +1,10 @@
 """Feeding: the same batches from device memory, host memory and records, in the order of steps."""
 
+import dataclasses
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,7 +16,9 @@ from caal_jax.data.case import Case, Entry, Geometry
 from caal_jax.data.facts import slice_facts
 from caal_jax.data.records import RecordEntry
 from caal_jax.data.slices import SliceBank
+from caal_jax.defaults import training_config
 from caal_jax.feeding import Feed, choose_memory
+from caal_jax.train import round_batches
 
 RNG = np.random.default_rng(0)
 
@@ -146,6 +150,42 @@ def test_slices_in_device_memory_are_the_same(monkeypatch, num_members):
     assert pick(wanted) is wanted
     assert text.endswith("in host memory")
     assert choose_memory(stream, layout)[2].endswith("read from records ahead of each step")
+
+
+class Counted:
+    """The images of a bank, and how many were read."""
+
+    def __init__(self, images):
+        self.images, self.shape, self.read = images, images.shape, 0
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, numbers):
+        self.read += len(numbers)
+        return self.images[numbers]
+
+
+@pytest.mark.parametrize(("num_members", "own_rows"), [(1, 8), (3, 24)])
+def test_a_process_reads_what_its_devices_hold(monkeypatch, num_members, own_rows):
+    memory, _, _ = both(make_cases())
+    config = training_config()
+    config.batch_size, config.accumulation = 16, 2
+    devices = [SimpleNamespace(process_index=p, platform="cpu") for p in (0, 1) for _ in range(4)]
+    for process in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        layout = parallel.plan(num_members, 8, devices)
+        counted = Counted(memory.images)
+        bank = dataclasses.replace(memory, images=counted)
+        found = round_batches(config, layout, 0, bank, range(num_members), 3)
+        assert counted.read == 2 * own_rows  # targets and sources
+        whole = [memory.batch(seed, 3, 16) for seed in range(num_members)]
+        for part in (slice(0, 8), slice(8, 16)):
+            rows = [
+                parallel.stack_batches(jax.tree.map(lambda a, p=part: a[p], batches), layout)
+                for batches in (found, whole)
+            ]
+            jax.tree.map(assert_array_equal, *rows)
 
 
 def test_a_cpu_has_no_memory_of_its_own():

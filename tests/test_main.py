@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -120,3 +121,30 @@ def test_a_wrong_folder_is_one_clear_line(tmp_path, arguments):
     assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
     assert "Traceback" not in ended.stderr
     assert not list(tmp_path.iterdir())
+
+
+PROGRAM = """
+import jax
+from caal_jax.parallel import cache_programs
+found = []
+jax.monitoring.register_event_listener(lambda name, **_: found.append(name))
+cache_programs()
+jax.jit(lambda x: 2 * x)(1.0)
+print(found.count("/jax/compilation_cache/cache_hits"))
+"""
+
+
+def test_the_second_run_finds_the_programs_of_the_first(tmp_path):
+    given = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "XDG_CACHE_HOME": str(tmp_path),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # a second, of programs worth keeping
+    }
+    run = [sys.executable, "-c", PROGRAM]
+    hits = [
+        int(subprocess.run(run, env=given, capture_output=True, text=True, check=True).stdout)
+        for _ in range(2)
+    ]
+    assert hits[0] == 0 < hits[1]

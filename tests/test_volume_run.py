@@ -140,6 +140,13 @@ def test_tasks_for_pictures_are_refused_at_the_start(tmp_path, task):
         train(tiny_config(task=task), tmp_path, None)
 
 
+@pytest.mark.parametrize("name", ["fpi_wrn", "nsa_resnet18"])
+def test_localisers_of_pictures_are_refused_at_the_start(tmp_path, name):
+    told = rf"config\.localiser: found '{name}', which is for images"
+    with pytest.raises(InputError, match=told):
+        train(tiny_config(localiser=name, depth=0), tmp_path, None)
+
+
 @pytest.mark.parametrize("way", ["source_guidance", "both_guidance", "label_only"])
 def test_ways_of_equalising_take_volumes(way):
     check_fields(tiny_config(task="fpi", equalise=way))

@@ -226,13 +226,14 @@ class SliceBank:
             notes=tuple(notes),
         )
 
-    def batch(self, seed, step, batch_size, *, held_out=None):
+    def batch(self, seed, step, batch_size, *, held_out=None, rows=None):
         """The `Batch` of a step: a pure function of (seed, step, batch_size).
 
         Every epoch visits each slice once in a fresh order; batches run on over its end. The
         source comes from a case of another patient, uniformly drawn: its slice at the nearest
         relative position, or the image itself for 2-D cases. held_out: a bank of other patients
-        that the targets are taken from instead.
+        that the targets are taken from instead. rows: (batch_size,) bool; the pixels of others are
+        not read but zero.
         """
         own = self if held_out is None else held_out
         targets = visits(seed, step, batch_size, len(own))
@@ -243,8 +244,8 @@ class SliceBank:
         else:
             sources = self._partners(targets, uniform)
         return Batch(
-            target=own.images[targets],
-            source=self.images[sources],
+            target=read_rows(lambda numbers: own.images[numbers], rows, targets),
+            source=read_rows(lambda numbers: self.images[numbers], rows, sources),
             low=own.low[targets],
             high=own.high[targets],
             source_low=self.low[sources],
@@ -272,6 +273,16 @@ class SliceBank:
     @functools.cached_property
     def _line(self):
         return 2 * self.case_index + self.positions.astype(np.float64)
+
+
+def read_rows(read, rows, *numbers):
+    """`read` of arrays (B,) of numbers: (B, ...), zero where rows (B,), unless None, is False."""
+    if rows is None or rows.all():
+        return read(*numbers)
+    part = read(*(one[rows] for one in numbers))
+    found = np.zeros((len(rows), *part.shape[1:]), part.dtype)
+    found[rows] = part
+    return found
 
 
 def visits(seed, step, batch_size, size):

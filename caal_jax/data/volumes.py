@@ -6,7 +6,14 @@ import numpy as np
 
 from caal_jax.data.ahead import read_ahead
 from caal_jax.data.facts import FOREGROUND_LEVEL, RAW_TYPES, slice_facts
-from caal_jax.data.slices import Batch, check_patients, other_patients, skipped_note, visits
+from caal_jax.data.slices import (
+    Batch,
+    check_patients,
+    other_patients,
+    read_rows,
+    skipped_note,
+    visits,
+)
 from caal_jax.data.spool import Spool
 from caal_jax.errors import InputError
 
@@ -170,13 +177,13 @@ class VolumeBank:
             notes=(skipped_note(skipped, entries),) if skipped else (),
         )
 
-    def batch(self, seed, step, batch_size, *, held_out=None):
+    def batch(self, seed, step, batch_size, *, held_out=None, rows=None):
         """The `Batch` of a step: a pure function of (seed, step, batch_size).
 
         Every epoch visits each volume once, in a fresh order; the patch lies around one of its
         foreground voxels. The source is the patch at the same relative place of a volume of another
         patient, uniformly drawn. held_out: a bank of other patients that the targets are taken from
-        instead.
+        instead. rows: (batch_size,) bool; the voxels of others are not read but zero.
         """
         own = self if held_out is None else held_out
         targets = visits(seed, step, batch_size, len(own))
@@ -189,8 +196,8 @@ class VolumeBank:
         centres = own.centres[targets, (where * NUM_CENTRES).astype(np.int64)]
         places = [own.place(case, centre) for case, centre in zip(targets, centres, strict=True)]
         return Batch(
-            target=own.patches(targets, places),
-            source=self.patches(sources, places),
+            target=read_rows(own.patches, rows, targets, np.array(places)),
+            source=read_rows(self.patches, rows, sources, np.array(places)),
             low=own.low[targets],
             high=own.high[targets],
             source_low=self.low[sources],

@@ -92,6 +92,14 @@ def test_order_is_a_function_of_seed_and_step(volumes, tmp_path):
     assert_array_equal(np.sort(epoch), np.arange(4))
 
 
+def test_rows_that_nobody_asks_for_are_not_read(volumes, tmp_path):
+    bank, rows = bank_of(volumes, tmp_path), np.array([True, False, True])
+    whole, found = bank.batch(3, 2, 3), bank.batch(3, 2, 3, rows=rows)
+    for name, one, other in zip(whole._fields, whole, found, strict=True):
+        assert_array_equal(one[rows], other[rows])
+        assert_array_equal(other[1], 0 if name in ("target", "source") else one[1])
+
+
 def test_patches_lie_around_foreground(tmp_path):
     image = np.zeros((60, 40, 40, 1), np.float32)
     image[50:, 30:, 5:15] = RNG.uniform(0.5, 1, (10, 10, 10, 1))

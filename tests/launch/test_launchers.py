@@ -233,6 +233,26 @@ echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS: $*"
     assert found.returncode == 128 + 9
 
 
+def test_local_processes_train_together(tmp_path):
+    script = copy_of_local(tmp_path, f'exec "{sys.executable}" "$@"')
+    tiny = "phantom_size=32 phantom_train=2 phantom_validation=1 phantom_test=1 equalise=none"
+    tiny += " task=fpi image_size=16 width=4 depth=1 num_patches=1 batch_size=4 num_steps=2"
+    found = run(
+        ["bash", script, "2", f"--config={LAUNCH.parent}/configs/mood.py", "--mode=train"]
+        + [f"--workdir={tmp_path}/run", "--config.num_members=1", "--config.members=0"]
+        + [f"--config.{field}" for field in tiny.split()],
+        tmp_path,
+        PYTHONPATH=str(LAUNCH.parent),
+        XDG_CACHE_HOME=str(tmp_path),
+        JAX_PLATFORMS="cpu",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+        CAAL_CPU_DEVICES="1",
+    )
+    assert found.returncode == 0, found.stderr
+    assert "1 member(s) on 2 cpu device(s), 2 devices per member" in found.stdout
+    assert (tmp_path / "run" / "members" / "0" / "checkpoints" / "2").is_dir()
+
+
 @pytest.mark.parametrize("processes", [[], ["0"], ["two"], ["--config=x.py"]])
 def test_local_processes_need_a_number(tmp_path, processes):
     found = run(["bash", copy_of_local(tmp_path, "exit 0"), *processes], tmp_path)

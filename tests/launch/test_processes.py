@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from jax._src.clusters import cloud_tpu_cluster
 
 from caal_jax import parallel
 from caal_jax.errors import InputError
@@ -52,6 +53,51 @@ def test_a_port_that_process_0_cannot_have_is_refused(monkeypatch):
             monkeypatch.setenv(name, value)
         with pytest.raises(InputError, match=f"{address}: found a port that cannot be used"):
             parallel.start()
+
+
+@pytest.fixture
+def tpu_vm(tmp_path, monkeypatch):
+    """A stand-in for a Cloud TPU VM: `tpu_vm(hosts)` starts as one of them; whether it joined."""
+    for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES", "TPU_SKIP_MDS_QUERY"):
+        monkeypatch.delenv(name, raising=False)  # the last is set where JAX found no TPU
+    (tmp_path / "libtpu.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+
+    def start(hosts):
+        def get_metadata(key):
+            if not hosts:
+                raise ConnectionError("metadata.google.internal: no such host")
+            values = {"worker-network-endpoints": ",".join(hosts), "agent-worker-number": "1"}
+            return values.get(key, ""), 200
+
+        joined = []
+        monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", get_metadata)
+        monkeypatch.setattr(jax.distributed, "initialize", lambda **_: joined.append(True))
+        parallel.start()
+        return bool(joined)
+
+    return start
+
+
+def test_a_tpu_vm_asks_whether_there_are_others(tpu_vm, monkeypatch, capsys):
+    assert tpu_vm(["10.0.0.2", "10.0.0.3"])
+    assert tpu_vm(["old:1:10.0.0.2", "old:2:10.0.0.3"])
+    assert not tpu_vm(["10.0.0.2"])
+    assert capsys.readouterr().err == ""
+    assert not tpu_vm([])
+    told = capsys.readouterr().err
+    assert "no word on other hosts" in told
+    assert "no such host" in told
+    # What Kubernetes says counts for more, and without a TPU nobody is asked.
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
+    assert tpu_vm([])
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    assert not tpu_vm(["10.0.0.2", "10.0.0.3"])
+    monkeypatch.delenv("TPU_WORKER_HOSTNAMES")
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", False)
+    assert not tpu_vm([])
+    assert capsys.readouterr().err == ""
 
 
 CHILD = """

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from caal_jax.defaults import training_config
 from caal_jax.errors import InputError
-from caal_jax.localise import build_localiser
+from caal_jax.localise import ONLY_2D, build_localiser
 from caal_jax.localisers import HEADS, LOCALISERS, Localiser, summarise
 from caal_jax.synthesis import Anomaly
 
@@ -53,6 +53,8 @@ def shapes_of(localiser, shape, num_samples=3):
 
 def test_every_localiser_is_tested():
     assert SMALL.keys() == LOCALISERS.keys()
+    assert set(VOLUMETRIC) | set(ONLY_2D) == LOCALISERS.keys()
+    assert not set(VOLUMETRIC) & set(ONLY_2D)
 
 
 @pytest.mark.parametrize("name", LOCALISERS)

@@ -1,8 +1,10 @@
 """What stops a training, and how it goes on; with a step that is compiled at once."""
 
 import os
+import re
 import shutil
 import signal
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from caal_jax import files, localise, parallel, train
 from caal_jax.checkpoint import Checkpoints
 from caal_jax.data.phantom import phantom_dataset
+from caal_jax.data.slices import SliceBank
 from caal_jax.defaults import training_config
 from caal_jax.errors import InputError, Interrupted
 from caal_jax.workdir import read_curve
@@ -108,9 +111,11 @@ def strike_at(monkeypatch, call, act):
     monkeypatch.setattr(train, "round_batches", struck)
 
 
-def test_sigterm_saves_the_step_and_the_run_goes_on(tmp_path, monkeypatch, run):
+def test_sigterm_saves_the_step_and_the_run_goes_on(tmp_path, monkeypatch, capsys, run):
     before = signal.getsignal(signal.SIGTERM)
     run(tmp_path / "whole")
+    told = capsys.readouterr().out
+    assert len(re.findall(r"^first step, compiled: \d+\.\d s$", told, re.M)) == 1
     strike_at(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted, match="step 5 is saved"):
         run(tmp_path / "stopped")
@@ -210,6 +215,29 @@ def test_members_trained_one_by_one_are_the_ensemble(tmp_path, run):
     assert (one_by_one / "members" / "1" / "metrics.jsonl").stat().st_mtime_ns == before
     assert steps(one_by_one / "members" / "2") == [8, 6]
     assert all(len(loss) == 3 for _, loss in curve(one_by_one))
+
+
+def test_jobs_that_train_members_of_one_run_cache_apart(tmp_path, monkeypatch, run):
+    both, started = {"num_members": 2}, []
+
+    def build(entries, *, progress, **given):
+        def meanwhile(done, total):
+            progress(done, total)
+            if not started:
+                # Another job reads, trains and ends while this one is half through its cases.
+                started.append(done)
+                run(tmp_path, **both, members="1")
+                with pytest.raises(InputError, match="another process at work"):
+                    run(tmp_path, **both, members="0")
+
+        return SliceBank.build(entries, progress=meanwhile, max_bytes=1000, **given)  # in files
+
+    monkeypatch.setattr(train, "SliceBank", SimpleNamespace(build=build))
+    run(tmp_path, **both, members="0")
+    assert started == [1]
+    run(tmp_path, **both)
+    run(tmp_path / "whole", **both)
+    assert_allclose(params(tmp_path, **both), params(tmp_path / "whole", **both), atol=1e-6)
 
 
 def test_a_killed_run_leaves_no_partial_files_for_the_next(tmp_path, run):

@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from caal_jax.checkpoint import Checkpoints
-from caal_jax.localise import new_models
+from caal_jax.localise import Decisions, new_models
 from caal_jax.workdir import read_curve
 
 KILLED = -9
@@ -46,15 +46,44 @@ def test_a_run_killed_everywhere_ends_as_if_nothing_happened(children, unbroken)
     assert faults.same(faults.outcome(workdir), expected)
 
 
-def two_processes(children, workdir, strikes=(None, None)):
+def two_processes(children, workdir, strikes=(None, None), **changes):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     together = {"evaluates": False, "devices": 4, "address": address, "processes": 2}
     return [
-        children.start(workdir, strike=strike, number=number, **together)
+        children.start(workdir, strike=strike, number=number, changes=changes, **together)
         for number, strike in enumerate(strikes)
     ]
+
+
+def trained(workdir, **changes):
+    """The members after the last step."""
+    template = jax.eval_shape(lambda: new_models(faults.tiny_config(**changes), 1))
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return checkpoints.restore(step=faults.STEPS, model=template)[1]["model"]
+
+
+def test_two_processes_train_an_ensemble_as_one_device_does(children, tmp_path):
+    # Six of the eight devices, two for each member: those of the second are in both processes.
+    changes = {"num_members": 3, "image_size": 16, "depth": 1}
+    together = two_processes(children, tmp_path / "two", **changes)
+    assert children.run(tmp_path / "one", changes=changes, evaluates=False) == 0
+    for process in together:
+        process.join()
+    assert [process.exitcode for process in together] == [0, 0]
+    told = (tmp_path / "two.log0").read_text()
+    assert "3 member(s) on 6 cpu device(s), 2 devices per member; 2 device(s) idle" in told
+    models = [trained(tmp_path / name, **changes) for name in ("one", "two")]
+    jax.tree.map(lambda a, b: assert_allclose(a, b, atol=1e-6), *models)
+    one, two = (
+        Decisions.from_json((tmp_path / name / "decisions.json").read_text())
+        for name in ("one", "two")
+    )
+    assert_allclose(two.healthy_scores, one.healthy_scores, atol=1e-7)
+    assert two.threshold == pytest.approx(one.threshold, abs=1e-7)
+    assert_allclose(two.pixel, one.pixel, atol=1e-6)
+    assert_allclose(two.image, one.image, atol=1e-6)
 
 
 def test_two_processes_train_as_one_and_notice_a_death(children, unbroken):
@@ -75,11 +104,7 @@ def test_two_processes_train_as_one_and_notice_a_death(children, unbroken):
     assert [process.exitcode for process in again] == [0, 0]
     told = (workdir.parent / "two.log0").read_text()
     assert "8 devices per member, from step" in told
-    template = jax.eval_shape(lambda: new_models(faults.tiny_config(), 1))
-    models = []
-    for run in (unbroken, workdir):
-        with Checkpoints(run, read_only=True) as checkpoints:
-            models.append(checkpoints.restore(step=faults.STEPS, model=template)[1]["model"])
+    models = [trained(run) for run in (unbroken, workdir)]
     jax.tree.map(lambda a, b: assert_allclose(a, b, atol=1e-6), *models)
     curves = [read_curve(run / "metrics.jsonl") for run in (unbroken, workdir)]
     steps = [[line["step"] for line in curve] for curve in curves]

@@ -84,10 +84,10 @@ METRICS = {
     "std_z_score_std": Metric("Std of z", "errors over stds; 1 is right, more is too sure"),
     "std_normalised_error": Metric("ENCE", "relative error of the std, by std", "lower"),
     "aurc_epistemic": Metric(
-        "AURC, epistemic", "the same, ordered by the members' disagreement alone", "lower"
+        "AURC, epistemic", "the same, ordered by the difference of samples alone", "lower"
     ),
     "error_auroc_epistemic": Metric(
-        "Error AUROC, epistemic", "does the members' disagreement find them?", "higher", 0.5
+        "Error AUROC, epistemic", "does the difference of samples find them?", "higher", 0.5
     ),
     "error_auroc": Metric("Error AUROC", "does uncertainty find the errors?", "higher", 0.5),
     "num_cases": Metric("Cases"),

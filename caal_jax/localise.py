@@ -587,23 +587,22 @@ def image_uncertainties(stack):
     Found is what the mean map, before calibration, gives a probability of 1/2 or more.
     """
     belief, inside = stack.belief, stack.foreground
-    here = belief.mean[inside] >= 0.5
+    here = belief.mean >= 0.5
 
     def entropy():
         if belief.predictive_entropy is not None:
-            return belief.predictive_entropy[inside]
-        return belief.mutual_information[inside] + belief.expected_entropy[inside]
+            return belief.predictive_entropy
+        return belief.mutual_information + belief.expected_entropy
 
     uncertainties = {}
     # One after the other: of a large volume each takes a good share of the memory.
     for name, take in (
         ("entropy", entropy),
-        ("epistemic", lambda: belief.mutual_information[inside]),
-        ("aleatoric", lambda: belief.expected_entropy[inside]),
-        ("std", lambda: np.sqrt(belief.variance[inside])),
+        ("epistemic", lambda: belief.mutual_information),
+        ("aleatoric", lambda: belief.expected_entropy),
+        ("std", lambda: np.sqrt(belief.variance)),
     ):
-        values = take()
-        summary = image_uncertainty(values, np.ones(values.shape, bool), found=here)
+        summary = image_uncertainty(take(), inside, found=here)
         uncertainties |= {f"{name}_{how}": value for how, value in summary.items()}
     return uncertainties
 

@@ -36,7 +36,8 @@ def volume_score(mean_map, foreground, *, q=0.01):
     if not inside.size:
         return 0.0
     count = math.ceil(q * inside.size)
-    return float(np.mean(np.partition(inside, inside.size - count)[-count:], dtype=np.float64))
+    inside.partition(inside.size - count)
+    return float(np.mean(inside[-count:], dtype=np.float64))
 
 
 def image_threshold(healthy_scores, *, false_positive_rate=0.05):

@@ -35,13 +35,12 @@ def image_uncertainty(uncertainty, foreground, *, found=None, q=TOP_SHARE):
     over samples (`Prediction.score_std`) is usually the better number: it knows how pixels err
     together.
     """
+    top = volume_score(uncertainty, foreground, q=q)
     inside = uncertainty[foreground]
-    summary = {
-        "mean": _mean(inside),
-        "top": volume_score(uncertainty, foreground, q=q),
-        "max": float(inside.max(initial=0.0)),
-    }
-    return summary if found is None else summary | {"found": _mean(inside[found[foreground]])}
+    summary = {"mean": _mean(inside), "top": top, "max": float(inside.max(initial=0.0))}
+    if found is not None:
+        summary["found"] = _mean(uncertainty[foreground & found])
+    return summary
 
 
 def _mean(values):

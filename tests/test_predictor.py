@@ -109,3 +109,13 @@ def test_a_batch_holds_a_bounded_number_of_samples():
         config = tiny_config(num_members=1, num_samples=num_samples)
         assert Predictor(config, members_of(config))._batch == batch
         assert batch == 1 or batch * num_samples <= localise.SAMPLES_PER_CALL
+
+
+def test_a_single_answer_does_not_vary():
+    jax.config.update("jax_disable_most_optimizations", False)  # with fused sums, which round
+    config = tiny_config(num_members=1, num_samples=1)
+    found = Predictor(config, members_of(config))(IMAGES, FOREGROUND).belief
+    jax.config.update("jax_disable_most_optimizations", True)
+    assert found.mean.std() > 0.01
+    assert not found.variance.any()
+    assert not found.mutual_information.any()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import sys
 import zlib
@@ -131,6 +132,7 @@ class Checkpoints:
         except Exception as error:
             self._failure = step, _first_line(error)
             with contextlib.suppress(OSError):  # the folder may be out of reach altogether
+                os.listdir(self._directory)  # raises then; what follows might see an empty one
                 self._sweep()
                 self._manager.reload()
             _tell(f"step {step} could not be saved ({_first_line(error)}); step {newest} stays")

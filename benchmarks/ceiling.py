@@ -10,7 +10,7 @@ beyond the network and the number of steps, or the score, and not beyond the syn
 """
 
 import argparse
-import importlib.util
+import runpy
 from pathlib import Path
 
 import jax
@@ -39,10 +39,7 @@ TRAIN_SEED = 1000  # added: the phantoms trained on are not those of the test
 def phantoms(options, seed, count):
     """The config and the entries of `count` phantoms of a seed, half of them with an anomaly."""
     path = Path(__file__).parents[1] / "configs" / "mood.py"
-    spec = importlib.util.spec_from_file_location("mood", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config().copy_and_resolve_references()
+    config = runpy.run_path(str(path))["get_config"]().copy_and_resolve_references()
     config.seed, config.num_members, config.num_steps = seed, 1, options.steps
     config.phantom_train = config.phantom_validation = 2
     config.phantom_test = count

@@ -223,6 +223,7 @@ class Predictor:
         self._members = parallel.place(parallel.spread(members, layout), layout)
         self._live = [parallel.live_slots(layout, r) for r in range(layout.rounds)]
         self._belief = jax.jit(beliefs.belief)
+        self._calibrate = jax.jit(apply)
 
     @staticmethod
     def _batch_size(config):
@@ -240,12 +241,8 @@ class Predictor:
     def maps(self, calibration, belief):
         """Anomaly (calibrated probability), epistemic, aleatoric and std maps of a `Belief`, in its
         own arrays, which are lost."""
-        return self._maps(functools.partial(apply, calibration), belief)
-
-    @staticmethod
-    def _maps(calibrate, belief):
         for one in belief.mean:
-            one[...] = calibrate(np.float32(one))
+            one[...] = by_pixels(functools.partial(self._calibrate, calibration), np.float32(one))
         np.sqrt(belief.variance, out=belief.variance)
         return belief.mean, belief.mutual_information, belief.expected_entropy, belief.variance
 
@@ -256,7 +253,8 @@ class Predictor:
             here = slice(begin, begin + self._batch)
             count = len(low[here])
             part = self._prepare(*(_filled(a[here], 1) for a in (raw, low, high)))
-            whole = _put(whole, here, jax.tree.map(lambda a, n=count: a[:n], part), len(raw))
+            part = jax.tree.map(lambda a, n=count: np.asarray(a)[:n], part)
+            whole = _put(whole, here, part, len(raw))
         return whole
 
     def __call__(self, images, foreground):
@@ -352,11 +350,6 @@ class VolumePredictor(Predictor):
         if self._equalises:
             return found.image
         return rescale_volume(stack.raw, stack.low[0], stack.high[0])
-
-    def maps(self, calibration, belief):
-        # Volumes have any shape: compiled for powers of two.
-        calibrate = jax.jit(functools.partial(apply, calibration))
-        return self._maps(functools.partial(by_pixels, calibrate), belief)
 
     def prepare(self, raw, low, high):
         """A raw volume (D, H, W, C) and its range, (D,) times the same -> `Prepared`, in NumPy."""

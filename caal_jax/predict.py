@@ -5,7 +5,6 @@ python -m caal_jax.predict --workdir=DIR --input=FILE_OR_FOLDER --output=DIR
 
 import hashlib
 import json
-import re
 import sys
 import time
 from collections import Counter
@@ -17,7 +16,7 @@ from tqdm import tqdm
 from caal_jax import files, parallel, report
 from caal_jax.confidence_results import REGION_COLUMNS, region_rows
 from caal_jax.data import is_phantom, read_scan
-from caal_jax.data.readers import FORMATS, image_files, stem_of
+from caal_jax.data.readers import FORMATS, image_files, stem_of, without_masks
 from caal_jax.data.writers import MAP_FORMATS, csv_text
 from caal_jax.errors import InputError
 from caal_jax.evaluate import write_maps
@@ -157,14 +156,7 @@ def list_inputs(source):
     """The file itself, or the supported files of a folder. Raises `InputError` if there is none."""
     if source.is_file():
         return [source]
-    paths = image_files(source) if source.is_dir() else []
-    images = {path.parent / stem_of(path) for path in paths}
-
-    def is_mask(path):
-        base, found = re.subn(r"_mask(_\d+)?$", "", stem_of(path))
-        return found and path.parent / base in images
-
-    paths = [path for path in paths if not is_mask(path)]
+    paths = without_masks(image_files(source)) if source.is_dir() else []
     if not paths:
         raise InputError(
             source,

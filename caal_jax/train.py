@@ -413,8 +413,7 @@ def train_part(config, workdir, part, bank, held_out):
             if step == start:
                 jax.block_until_ready(losses)
                 if parallel.writes():
-                    text = f"first step, compiled: {time.monotonic() - began:.1f} s"
-                    print(text, flush=True)
+                    tell(f"first step, compiled: {time.monotonic() - began:.1f} s")
             done = step + 1
             bar.update()
             stopping = asked(done)

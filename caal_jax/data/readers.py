@@ -244,6 +244,17 @@ def _turned(path, mask, geometry):
     return mask.image
 
 
+def without_masks(paths):
+    """The paths but masks, `<image>_mask` or `<image>_mask_1`, of images that lie beside them."""
+    images = {path.parent / stem_of(path) for path in paths}
+
+    def is_mask(path):
+        base, found = re.subn(r"_mask(_\d+)?$", "", stem_of(path))
+        return found and path.parent / base in images
+
+    return [path for path in paths if not is_mask(path)]
+
+
 def pick_channels(image, channels):
     """The channels of an image (..., C) by index; of a grey one its only one, again and again."""
     return image[..., [index if image.shape[-1] > 1 else 0 for index in channels]]

@@ -1,7 +1,6 @@
 """A contact sheet of synthetic anomalies: real images in, one picture of all that a task does."""
 
 import io
-import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from caal_jax import files
 from caal_jax.data.facts import case_range, match_channels
 from caal_jax.data.letterbox import letterbox
 from caal_jax.data.phantom import make_volume
-from caal_jax.data.readers import FORMATS, image_files, read_image, stem_of
+from caal_jax.data.readers import FORMATS, image_files, read_image, stem_of, without_masks
 from caal_jax.errors import InputError
 from caal_jax.preprocess.prepare import prepare
 from caal_jax.synthesis import TASKS, Anomaly, jitter_source
@@ -90,7 +89,7 @@ def read_pictures(source, count, seed):
         )
     paths = [source]
     if source.is_dir():
-        paths = [p for p in image_files(source) if not re.search(r"_mask(_\d+)?$", stem_of(p))]
+        paths = without_masks(image_files(source))
         paths = [paths[k] for k in np.random.default_rng(seed).permutation(len(paths))]
     pictures, skipped = [], []
     for path in paths:
